@@ -1,0 +1,178 @@
+/* Time as the enclave sees it: the monotonic clocks never step back across a move.
+ *
+ * virtual = this host's clock + an offset that travels. At a restore the offset is chosen so that
+ * the virtual clock goes on from where it was parked, plus the wall-clock time in between as far as
+ * that is believable: two hosts' wall clocks may disagree. Waits with an absolute time are turned
+ * into relative ones each time around, because a quiesce may end on another host. */
+#include "rt.h"
+
+#define CLOCK_REALTIME 0
+#define CLOCK_MONOTONIC 1
+#define CLOCK_PROCESS_CPUTIME 2
+#define CLOCK_THREAD_CPUTIME 3
+#define CLOCK_MONOTONIC_RAW 4
+#define CLOCK_MONOTONIC_COARSE 6
+#define CLOCK_BOOTTIME 7
+#define TIMER_ABSTIME 1
+#define LONGEST_GAP_NS (600 * NS_PER_S) /* more than this between park and run is not believed */
+#define FUTEX_WAIT 0
+#define FUTEX_WAIT_BITSET 9
+#define FUTEX_LOCK_PI 6
+#define FUTEX_WAIT_REQUEUE_PI 11
+#define FUTEX_LOCK_PI2 13
+#define FUTEX_CLOCK_REALTIME 256
+#define FUTEX_CMD(op) ((op) & ~(128 | FUTEX_CLOCK_REALTIME))
+
+static i64 clock_ns(int id) {
+  struct timespec64 t;
+  i64 r = raw2(__NR_clock_gettime, id, &t);
+  return IS_ERR(r) ? 0 : t.sec * NS_PER_S + t.nsec;
+}
+
+static i64 offset_of(i64 id) {
+  switch (id) {
+  case CLOCK_MONOTONIC:
+  case CLOCK_MONOTONIC_RAW:
+  case CLOCK_MONOTONIC_COARSE:
+  case CLOCK_BOOTTIME: return RT->mono_offset_ns;
+  case CLOCK_PROCESS_CPUTIME:
+  case CLOCK_THREAD_CPUTIME: return RT->cpu_offset_ns;
+  default: return 0;
+  }
+}
+
+static void put_ns(struct timespec64 *t, i64 ns) {
+  t->sec = ns / NS_PER_S;
+  t->nsec = ns % NS_PER_S;
+}
+
+static i64 get_ns(const struct timespec64 *t) {
+  const i64 longest = (1l << 62) / NS_PER_S;
+  return t->sec > longest ? 1l << 62 : t->sec * NS_PER_S + t->nsec;
+}
+
+static int valid(const struct timespec64 *t) {
+  return t->sec >= 0 && t->nsec >= 0 && t->nsec < NS_PER_S;
+}
+
+i64 rt_virtual_mono_ns(void) {
+  return clock_ns(CLOCK_MONOTONIC) + RT->mono_offset_ns;
+}
+
+void rt_clocks_save(void) {
+  RT->parked_mono_ns = (u64)rt_virtual_mono_ns();
+  RT->parked_real_ns = (u64)clock_ns(CLOCK_REALTIME);
+  RT->cpu_offset_ns += clock_ns(CLOCK_PROCESS_CPUTIME);
+}
+
+/* The CPU clock of the process that goes on is not counted twice: neither that of the same
+ * process after a park, nor what a new one has used while it waited. */
+void rt_cpu_clock_resumed(void) {
+  RT->cpu_offset_ns -= clock_ns(CLOCK_PROCESS_CPUTIME);
+}
+
+void rt_clocks_restore(void) {
+  i64 gap = clock_ns(CLOCK_REALTIME) - (i64)RT->parked_real_ns;
+  if (gap < 0 || gap > LONGEST_GAP_NS)
+    gap = 0;
+  RT->mono_offset_ns = (i64)RT->parked_mono_ns + gap - clock_ns(CLOCK_MONOTONIC);
+  rt_cpu_clock_resumed();
+}
+
+i64 sys_clock_gettime(struct call *c) {
+  i64 r = rt_forward(c);
+  i64 offset = offset_of((i64)(i32)c->a);
+  if (!IS_ERR(r) && offset) {
+    struct timespec64 *t = (struct timespec64 *)c->b;
+    put_ns(t, get_ns(t) + offset);
+  }
+  return r;
+}
+
+/* Sleep until a virtual time of that clock; `left` gets what remains after a signal of the program. */
+static i64 sleep_until(struct call *c, i64 clock, i64 deadline, struct timespec64 *left) {
+  struct wait_state w = rt_wait_begin(c);
+  for (;;) {
+    i64 remaining = deadline - clock_ns((int)clock) - offset_of(clock);
+    if (remaining <= 0)
+      return 0;
+    struct timespec64 t;
+    put_ns(&t, remaining);
+    i64 r = rt_waiting(c, __NR_clock_nanosleep, clock, 0, (i64)&t, 0, 0, 0);
+    if (rt_wait_again(c, &w, r))
+      continue;
+    if (r == -E_INTR && left) {
+      remaining = deadline - clock_ns((int)clock) - offset_of(clock);
+      put_ns(left, remaining > 0 ? remaining : 0);
+    }
+    return r;
+  }
+}
+
+i64 sys_nanosleep(struct call *c) {
+  const struct timespec64 *t = (const struct timespec64 *)c->a;
+  if (!valid(t))
+    return -E_INVAL;
+  return sleep_until(c, CLOCK_MONOTONIC, rt_virtual_mono_ns() + get_ns(t), (struct timespec64 *)c->b);
+}
+
+i64 sys_clock_nanosleep(struct call *c) {
+  const struct timespec64 *t = (const struct timespec64 *)c->c;
+  i64 clock = (i64)(i32)c->a;
+  if (clock != CLOCK_REALTIME && clock != CLOCK_MONOTONIC && clock != CLOCK_BOOTTIME)
+    return rt_refuse(c) + E_NOSYS - E_NOTSUP;
+  if (!valid(t))
+    return -E_INVAL;
+  if (c->b & TIMER_ABSTIME)
+    return sleep_until(c, clock, get_ns(t), 0);
+  return sleep_until(c, CLOCK_MONOTONIC, rt_virtual_mono_ns() + get_ns(t), (struct timespec64 *)c->d);
+}
+
+/* A futex wait compares its word again on every host, so waiting again is always right. */
+i64 sys_futex(struct call *c) {
+  u64 cmd = FUTEX_CMD(c->b);
+  if (cmd == FUTEX_LOCK_PI || cmd == FUTEX_LOCK_PI2 || cmd == FUTEX_WAIT_REQUEUE_PI)
+    return rt_refuse(c); /* the kernel would keep an owner's thread id in the word */
+  if (cmd != FUTEX_WAIT && cmd != FUTEX_WAIT_BITSET)
+    return rt_forward(c);
+  const struct timespec64 *t = (const struct timespec64 *)c->d;
+  int realtime = (c->b & FUTEX_CLOCK_REALTIME) != 0 && cmd == FUTEX_WAIT_BITSET;
+  i64 clock = realtime ? CLOCK_REALTIME : CLOCK_MONOTONIC;
+  i64 deadline = 0;
+  if (t) {
+    if (!valid(t))
+      return -E_INVAL;
+    deadline = get_ns(t) + (cmd == FUTEX_WAIT ? rt_virtual_mono_ns() : 0);
+  }
+  /* always as a bitset wait with this host's absolute time */
+  u64 op = FUTEX_WAIT_BITSET | (c->b & 128) | (realtime ? FUTEX_CLOCK_REALTIME : 0);
+  u64 bits = cmd == FUTEX_WAIT ? 0xffffffff : c->f;
+  struct wait_state w = rt_wait_begin(c);
+  i64 r;
+  do {
+    struct timespec64 until;
+    i64 real = deadline - offset_of(clock);
+    put_ns(&until, real > 0 ? real : 0);
+    r = rt_waiting(c, __NR_futex, (i64)c->a, (i64)op, (i64)c->c, t ? (i64)&until : 0, 0, (i64)bits);
+  } while (rt_wait_again(c, &w, r));
+  return r;
+}
+
+/* poll, ppoll, select, pselect6. The kernel writes what remains back into the timeout of all but
+ * poll, whose milliseconds are counted here. */
+i64 sys_poll(struct call *c) {
+  i64 deadline = 0;
+  int counted = c->nr == __NR_poll && (i32)c->c > 0;
+  if (counted)
+    deadline = rt_virtual_mono_ns() + (i64)(i32)c->c * 1000000;
+  struct wait_state w = rt_wait_begin(c);
+  for (;;) {
+    i64 r = rt_waiting(c, (i64)c->nr, (i64)c->a, (i64)c->b, (i64)c->c, (i64)c->d, (i64)c->e, (i64)c->f);
+    if (!rt_wait_again(c, &w, r))
+      return r;
+    if (counted) {
+      i64 left = (deadline - rt_virtual_mono_ns() + 999999) / 1000000;
+      c->c = left > 0 ? (u64)left : 0;
+    }
+  }
+}

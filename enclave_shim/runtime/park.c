@@ -1,0 +1,165 @@
+/* Quiesce, and coming back: on this host, or as a fresh process on another.
+ *
+ * The quiesce signal's handler runs on the thread's alternate stack in the arena, so the kernel has
+ * already written every register, with the whole XSAVE state, into memory that travels. The handler
+ * notes where that frame is and waits on a futex outside the arena. To go on here it returns; to go
+ * on elsewhere, a fresh process of the same image maps the same memory and executes rt_sigreturn on
+ * the same frame.
+ *
+ * The signal can strike inside a blocking call that the runtime makes for the program (rt_waiting):
+ * then the frame is nested in the one of SIGSYS, on the same alternate stack, and the call returns
+ * EINTR when it comes back, wherever that is. If it strikes just before the `syscall` instruction the
+ * call is simply made afterwards. So no check can be lost between the two. */
+#include "rt.h"
+
+#define FUTEX_WAIT 0
+#define ARCH_SET_FS 0x1002
+#define ARCH_GET_FS 0x1003
+#define MADV_POPULATE_WRITE 23
+
+void rt_event(void) {
+  u64 one = 1;
+  raw3(__NR_write, CTL->fd_event, &one, 8);
+}
+
+static u64 now_ns(void) {
+  struct timespec64 t;
+  raw2(__NR_clock_gettime, 1, &t);
+  return (u64)(t.sec * NS_PER_S + t.nsec);
+}
+
+static void quit_if_released(void) {
+  if (CTL->released)
+    raw1(__NR_exit_group, 0);
+}
+
+/* All threads are parked: what belongs to the process as a whole. */
+static void save_process(void) {
+  rt_timers_stop();
+  rt_files_save();
+  rt_signals_save();
+  rt_clocks_save();
+  CTL->parked_ns = now_ns();
+  CTL->state = RT_PARKED;
+  rt_event();
+}
+
+void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc) {
+  (void)sig;
+  (void)info;
+  if (CTL->quiesce_seq == CTL->resume_seq)
+    return; /* nobody asked */
+  struct rt_thread *self = rt_self();
+  self->frame = (u64)uc;
+  self->quiesces++;
+  raw2(__NR_arch_prctl, ARCH_GET_FS, &self->fs_base);
+  self->parked = 1;
+  if (__atomic_add_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST) == CTL->threads)
+    save_process();
+  u32 seen;
+  while ((seen = CTL->resume_seq) != CTL->quiesce_seq)
+    raw4(__NR_futex, &CTL->resume_seq, FUTEX_WAIT, seen, 0);
+  quit_if_released();
+  self->parked = 0;
+  if (__atomic_sub_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST) == 0) {
+    rt_cpu_clock_resumed();
+    rt_timers_start();
+    CTL->running_ns = now_ns();
+    CTL->state = RT_RUNNING;
+    rt_event();
+  }
+}
+
+/* ---- a fresh process on the destination ---- */
+
+static void check_state(void) {
+  if (RT->magic != OPTMIG_RT_MAGIC || RT->abi_version != OPTMIG_ABI_VERSION || RT->arena_bytes != CTL->arena_bytes)
+    rt_fail(E_INVAL, "the arena does not hold a state of this runtime's version and size");
+  if (RT->vma_count > RT_MAX_VMAS || RT->fd_high > RT_MAX_FDS || RT->shared_count > ARRAY_LEN(RT->shared_off) ||
+      RT->thread_count != 1 || RT->low < ALT_STACKS_END || RT->high != ARENA_BASE + RT->arena_bytes ||
+      RT->brk_limit > RT->high)
+    rt_fail(E_INVAL, "the travelling state is out of bounds");
+  for (u32 i = 0; i < RT->shared_count; i++)
+    if (RT->shared_off[i] >= sizeof RT->shared_text)
+      rt_fail(E_INVAL, "the table of shared paths is out of bounds");
+  RT->shared_text[sizeof RT->shared_text - 1] = 0;
+  RT->own_dir[RT_PATH_BYTES - 1] = 0;
+  RT->cwd[RT_PATH_BYTES - 1] = 0;
+  struct rt_thread *t = &RT->threads[0];
+  if (!t->used || !t->parked || t->stack_low != ALT_STACKS_BASE || t->stack_bytes != ALT_STACK_BYTES ||
+      t->frame < t->stack_low || t->frame + sizeof(struct rt_ucontext) > t->stack_low + t->stack_bytes)
+    rt_fail(E_INVAL, "the parked frame is not on the thread's alternate stack");
+}
+
+static void prepare(void) {
+  char why[sizeof CTL->error_text];
+  check_state();
+  int r = rt_memory_restore();
+  if (r)
+    rt_fail(-r, "the mappings of the program could not be restored");
+  r = rt_files_restore(why, sizeof why);
+  if (r)
+    rt_fail(-r, why);
+  raw1(__NR_umask, RT->umask);
+  RT->threads[0].tid = (i32)raw0(__NR_gettid);
+  CTL->prepared_ns = now_ns();
+  CTL->state = RT_PREPARED;
+}
+
+static void run(void) __attribute__((noreturn));
+static void run(void) {
+  struct rt_thread *t = &RT->threads[0];
+  u64 all = ~0ul;
+  raw4(__NR_rt_sigprocmask, 2, &all, 0, 8);
+  RT->moves++;
+  t->parked = 0;
+  rt_clocks_restore();
+  rt_signals_restore();
+  rt_arm_thread(t);
+  raw2(__NR_arch_prctl, ARCH_SET_FS, t->fs_base);
+  CTL->running_ns = now_ns();
+  CTL->state = RT_RUNNING;
+  CTL->command_done = CTL->command_seq;
+  rt_timers_start();
+  rt_event();
+  __asm__ volatile("mov %0, %%rsp\n mov $15, %%eax\n syscall\n ud2" : : "r"(t->frame) : "memory");
+  __builtin_unreachable();
+}
+
+static void populate(u64 offset, u64 bytes) {
+  if ((offset | bytes) & (PAGE_BYTES - 1) || offset > CTL->arena_bytes || bytes > CTL->arena_bytes - offset)
+    rt_fail(E_INVAL, "populate: out of the arena");
+  i64 r = raw3(__NR_madvise, ARENA_BASE + offset, bytes, MADV_POPULATE_WRITE);
+  if (IS_ERR(r))
+    rt_fail((int)-r, "the arena's memory could not be populated");
+}
+
+void rt_wait_for_commands(void) {
+  CTL->state = RT_WAITING;
+  rt_event();
+  for (u32 done = CTL->command_done;;) {
+    u32 seq = CTL->command_seq;
+    if (seq == done) {
+      raw4(__NR_futex, &CTL->command_seq, FUTEX_WAIT, seq, 0);
+      continue;
+    }
+    quit_if_released();
+    switch (CTL->command) {
+    case CMD_POPULATE: populate(CTL->command_arg0, CTL->command_arg1); break;
+    case CMD_PREPARE:
+      if (CTL->state != RT_WAITING)
+        rt_fail(E_INVAL, "prepare was asked for twice");
+      prepare();
+      break;
+    case CMD_RUN:
+      if (CTL->state != RT_PREPARED)
+        rt_fail(E_INVAL, "run was asked for before prepare");
+      run();
+    case CMD_QUIT: raw1(__NR_exit_group, 0);
+    default: rt_fail(E_INVAL, "an unknown command");
+    }
+    done = seq;
+    CTL->command_done = done;
+    rt_event();
+  }
+}

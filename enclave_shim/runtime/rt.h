@@ -1,0 +1,215 @@
+/* Internals of the runtime: raw system calls, small freestanding helpers, the pieces' interfaces.
+ *
+ * The runtime is the enclave's own kernel-facing layer. It is linked into the image, runs before
+ * libc, and from then on only inside two signal handlers (SIGSYS for a trapped system call, the
+ * quiesce signal). So it may use neither libc nor libc's TLS, and it has no static writable data:
+ * whatever it remembers lives in the arena (and travels) or in the control block (and stays).
+ * All its text is in one section, because the kernel tells its system calls from the program's by
+ * the address they come from. */
+#ifndef OPTMIG_RT_H
+#define OPTMIG_RT_H
+
+#include <asm/unistd_64.h>
+
+#include "abi.h"
+
+#pragma clang section text = "optmig_text"
+
+#define RT ((struct rt_state *)ARENA_BASE)
+#define CTL ((volatile struct ctl *)CTL_BASE)
+
+/* Where things stand in the arena, after rt_state. */
+#define ALT_STACK_BYTES (256ul << 10)
+#define ALT_STACKS_BASE (ARENA_BASE + RT_STATE_BYTES)
+#define ALT_STACKS_END (ALT_STACKS_BASE + RT_MAX_THREADS * ALT_STACK_BYTES)
+
+#define E_PERM 1
+#define E_NOENT 2
+#define E_INTR 4
+#define E_BADF 9
+#define E_AGAIN 11
+#define E_NOMEM 12
+#define E_ACCES 13
+#define E_FAULT 14
+#define E_EXIST 17
+#define E_XDEV 18
+#define E_NODEV 19
+#define E_INVAL 22
+#define E_MFILE 24
+#define E_RANGE 34
+#define E_NAMETOOLONG 36
+#define E_NOSYS 38
+#define E_NOTSUP 95
+
+#define PAGE_UP(x) (((x) + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1))
+#define PAGE_DOWN(x) ((x) & ~(PAGE_BYTES - 1))
+#define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
+#define IS_ERR(r) ((u64)(r) > -4096ul)
+
+static inline i64 raw6(i64 nr, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f) {
+  register i64 r10 __asm__("r10") = d;
+  register i64 r8 __asm__("r8") = e;
+  register i64 r9 __asm__("r9") = f;
+  i64 ret;
+  __asm__ volatile("syscall"
+                   : "=a"(ret)
+                   : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                   : "rcx", "r11", "memory");
+  return ret;
+}
+#define raw0(n) raw6(n, 0, 0, 0, 0, 0, 0)
+#define raw1(n, a) raw6(n, (i64)(a), 0, 0, 0, 0, 0)
+#define raw2(n, a, b) raw6(n, (i64)(a), (i64)(b), 0, 0, 0, 0)
+#define raw3(n, a, b, c) raw6(n, (i64)(a), (i64)(b), (i64)(c), 0, 0, 0)
+#define raw4(n, a, b, c, d) raw6(n, (i64)(a), (i64)(b), (i64)(c), (i64)(d), 0, 0)
+#define raw5(n, a, b, c, d, e) raw6(n, (i64)(a), (i64)(b), (i64)(c), (i64)(d), (i64)(e), 0)
+
+/* `rep` instructions, so that the compiler cannot turn the helper into a call of libc's. */
+static inline void rt_copy(void *to, const void *from, u64 n) {
+  __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+}
+static inline void rt_fill(void *to, int byte, u64 n) {
+  __asm__ volatile("rep stosb" : "+D"(to), "+c"(n) : "a"(byte) : "memory");
+}
+static inline u64 rt_strlen(const char *s) {
+  u64 n = 0;
+  while (s[n])
+    n++;
+  return n;
+}
+static inline int rt_streq(const char *a, const char *b) {
+  while (*a && *a == *b) {
+    a++;
+    b++;
+  }
+  return *a == *b;
+}
+
+struct timespec64 {
+  i64 sec, nsec;
+};
+#define NS_PER_S 1000000000ll
+
+/* The kernel's x86-64 signal frame, as rt_sigreturn reads it. */
+struct rt_ucontext {
+  u64 flags;
+  struct rt_ucontext *link;
+  struct {
+    u64 sp;
+    i32 flags, pad;
+    u64 size;
+  } stack;
+  u64 r8, r9, r10, r11, r12, r13, r14, r15;
+  u64 rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags;
+  u16 cs, gs, fs, ss;
+  u64 err, trapno, oldmask, cr2, fpstate, reserved[8];
+  u64 sigmask;
+};
+
+struct rt_siginfo {
+  i32 signo, err, code, pad;
+  u64 call_addr;
+  i32 call_nr;
+  u32 arch;
+  u8 rest[128 - 32];
+};
+
+/* One mediated call. */
+struct call {
+  u64 nr, a, b, c, d, e, f;
+  struct rt_ucontext *uc;
+  struct rt_thread *self;
+};
+typedef i64 (*call_fn)(struct call *);
+
+/* park.c */
+void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc);
+void rt_event(void);
+void rt_wait_for_commands(void) __attribute__((noreturn));
+void rt_fail(int error, const char *text) __attribute__((noreturn));
+static inline struct rt_thread *rt_self(void) {
+  u64 here = (u64)__builtin_frame_address(0);
+  return &RT->threads[(here - ALT_STACKS_BASE) / ALT_STACK_BYTES];
+}
+
+/* dispatch.c */
+void rt_sigsys_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc);
+i64 rt_forward(struct call *c);
+i64 rt_refuse(struct call *c); /* ENOSYS, and its number and place are logged */
+/* The call blocks: let the program's signals and the quiesce signal in while it does. */
+i64 rt_waiting(struct call *c, i64 nr, i64 a, i64 b, i64 d, i64 e, i64 f, i64 g);
+/* Whether a wait that returned EINTR was cut short by nothing but a quiesce. */
+struct wait_state {
+  u64 quiesces, handled;
+};
+struct wait_state rt_wait_begin(struct call *c);
+int rt_wait_again(struct call *c, struct wait_state *w, i64 result);
+
+/* entry.c */
+void rt_arm_thread(struct rt_thread *t); /* alternate stack and system-call trap of this thread */
+void rt_install_handlers(void);
+
+/* memory.c */
+void rt_memory_init(u64 low, u64 high);
+void rt_memory_add(u64 start, u64 end, u32 prot, u32 kind);
+int rt_memory_restore(void); /* protections, from the table */
+u64 rt_memory_take(u64 bytes, u32 prot, u32 kind);
+i64 sys_mmap(struct call *), sys_munmap(struct call *), sys_mremap(struct call *), sys_mprotect(struct call *),
+    sys_madvise(struct call *), sys_brk(struct call *), sys_msync(struct call *);
+
+/* paths.c */
+struct rt_path {
+  u32 kind; /* OFD_OWN, OFD_SHARED, OFD_EXTERNAL or OFD_DEVICE */
+  i32 dirfd;
+  const char *at;            /* what to give to the kernel together with dirfd */
+  char text[RT_PATH_BYTES];  /* the normalised virtual path, or relative to the own directory */
+};
+i64 rt_resolve(int dirfd, const char *path, struct rt_path *out);
+i64 sys_chdir(struct call *), sys_fchdir(struct call *), sys_getcwd(struct call *);
+i64 rt_path_call(struct call *c); /* any call whose path arguments are described in its row */
+void rt_note_outside_write(const struct rt_path *p);
+
+/* files.c */
+void rt_files_init(void);
+int rt_files_restore(char *why, u64 why_bytes);
+void rt_files_save(void);
+int rt_fd_ok(u64 fd);
+struct rt_ofd *rt_ofd_of(u64 fd);
+i64 rt_fd_forward(struct call *c); /* first argument is a descriptor */
+i64 rt_fd_new_blocker(struct call *c);
+void rt_ofds_renamed(const struct rt_path *from, const struct rt_path *to);
+void rt_ofds_check_unlinked(void);
+i64 sys_open(struct call *), sys_openat(struct call *), sys_creat(struct call *), sys_close(struct call *),
+    sys_dup(struct call *), sys_dup2(struct call *), sys_dup3(struct call *), sys_fcntl(struct call *),
+    sys_read_like(struct call *), sys_lseek(struct call *), sys_getdents64(struct call *), sys_two_fds(struct call *),
+    sys_close_range(struct call *), sys_flock(struct call *), sys_pipe(struct call *), sys_socketpair(struct call *);
+
+/* clocks.c */
+i64 rt_virtual_mono_ns(void);
+void rt_clocks_save(void);
+void rt_clocks_restore(void);
+void rt_cpu_clock_resumed(void);
+i64 sys_clock_gettime(struct call *), sys_nanosleep(struct call *), sys_clock_nanosleep(struct call *),
+    sys_futex(struct call *), sys_poll(struct call *);
+
+/* signals.c */
+#define SIGBIT(n) (1ul << ((n) - 1))
+#define SIG_SYS 31
+#define RUNTIME_SIGNALS (SIGBIT(QUIESCE_SIGNAL) | SIGBIT(SIG_SYS) | SIGBIT(9) | SIGBIT(19))
+void rt_restorer(void);
+i64 rt_kernel_sigaction(int sig, u64 handler, u64 flags, u64 mask);
+void rt_signals_save(void);
+void rt_signals_restore(void);
+void rt_timers_stop(void);
+void rt_timers_start(void);
+i64 sys_rt_sigaction(struct call *), sys_rt_sigprocmask(struct call *), sys_rt_sigsuspend(struct call *),
+    sys_pause(struct call *), sys_sigaltstack(struct call *), sys_kill(struct call *), sys_tkill(struct call *),
+    sys_tgkill(struct call *), sys_rt_sigtimedwait(struct call *), sys_rt_sigreturn(struct call *);
+
+/* process.c */
+i64 sys_exit_group(struct call *), sys_getpid(struct call *), sys_gettid(struct call *), sys_getppid(struct call *),
+    sys_set_tid_address(struct call *), sys_set_robust_list(struct call *), sys_umask(struct call *),
+    sys_prlimit64(struct call *), sys_getrlimit(struct call *), sys_setrlimit(struct call *), sys_prctl(struct call *),
+    sys_arch_prctl(struct call *), sys_quiet_enosys(struct call *), sys_zero(struct call *), sys_tid_first(struct call *);
+
+#endif

@@ -1,0 +1,225 @@
+/* Signals that a program sends itself: actions and timers are kept in the arena and set again on the
+ * next host. The kernel calls the program's handlers through one gate in the runtime, which counts
+ * them: that is how a wait knows whether it was cut short by the program's own signal or only by a
+ * quiesce. The program can neither block nor catch the runtime's two signals. */
+#include "rt.h"
+
+#define SIG_DFL 0
+#define SIG_IGN 1
+#define SA_SIGINFO 4
+#define SA_RESTORER 0x04000000
+#define SA_ONSTACK 0x08000000
+#define SA_RESETHAND 0x80000000
+#define ITIMERS 3
+
+/* rdi = signal. Counts, then jumps to the program's handler with every register as it was. */
+extern void rt_handler_gate(int);
+__asm__(".pushsection optmig_text,\"ax\",@progbits\n"
+        ".globl rt_handler_gate\n"
+        ".type rt_handler_gate,@function\n"
+        "rt_handler_gate:\n"
+        "  movabs $rt_handler_of, %rax\n"
+        "  push %rdi\n"
+        "  push %rsi\n"
+        "  push %rdx\n"
+        "  call *%rax\n"
+        "  pop %rdx\n"
+        "  pop %rsi\n"
+        "  pop %rdi\n"
+        "  jmp *%rax\n"
+        ".popsection\n");
+
+__attribute__((used)) u64 rt_handler_of(int sig) {
+  __atomic_fetch_add(&RT->handled, 1, __ATOMIC_RELAXED);
+  return RT->sigactions[sig].handler;
+}
+
+struct kernel_sigaction {
+  u64 handler, flags, restorer, mask;
+};
+
+i64 rt_kernel_sigaction(int sig, u64 handler, u64 flags, u64 mask) {
+  struct kernel_sigaction k = {handler, flags | SA_RESTORER, (u64)rt_restorer, mask};
+  return raw4(__NR_rt_sigaction, sig, &k, 0, 8);
+}
+
+static i64 set_in_kernel(int sig, const struct rt_sigaction *s) {
+  u64 handler = s->handler == SIG_DFL || s->handler == SIG_IGN ? s->handler : (u64)rt_handler_gate;
+  /* Handlers for an alternate stack run on the runtime's own, which is the only one the kernel knows. */
+  return rt_kernel_sigaction(sig, handler, s->flags & ~(u64)SA_RESTORER, s->mask & ~RUNTIME_SIGNALS);
+}
+
+i64 sys_rt_sigaction(struct call *c) {
+  int sig = (int)c->a;
+  if (sig < 1 || sig > 64 || c->d != 8)
+    return -E_INVAL;
+  struct rt_sigaction *mine = &RT->sigactions[sig], old;
+  rt_copy(&old, mine, sizeof old);
+  if (c->b) {
+    const struct kernel_sigaction *k = (const struct kernel_sigaction *)c->b;
+    if (sig == 9 || sig == 19)
+      return -E_INVAL;
+    struct rt_sigaction next = {k->handler, k->flags, k->mask, k->restorer};
+    if (!(RUNTIME_SIGNALS & SIGBIT(sig))) {
+      rt_copy(mine, &next, sizeof next);
+      i64 r = set_in_kernel(sig, mine);
+      if (IS_ERR(r))
+        return r;
+    } else if (next.handler != SIG_DFL && next.handler != SIG_IGN) {
+      return -E_INVAL;
+    }
+  }
+  if (c->c) {
+    struct kernel_sigaction *k = (struct kernel_sigaction *)c->c;
+    k->handler = old.handler;
+    k->flags = old.flags;
+    k->restorer = old.restorer;
+    k->mask = old.mask;
+  }
+  return 0;
+}
+
+i64 sys_rt_sigprocmask(struct call *c) {
+  u64 *mask = &c->uc->sigmask, old = *mask;
+  if (c->d != 8)
+    return -E_INVAL;
+  if (c->b) {
+    u64 set = *(const u64 *)c->b;
+    switch (c->a) {
+    case 0: *mask |= set; break;
+    case 1: *mask &= ~set; break;
+    case 2: *mask = set; break;
+    default: return -E_INVAL;
+    }
+    *mask &= ~RUNTIME_SIGNALS;
+  }
+  if (c->c)
+    *(u64 *)c->c = old;
+  return 0;
+}
+
+i64 sys_rt_sigsuspend(struct call *c) {
+  if (c->b != 8)
+    return -E_INVAL;
+  u64 mask = *(const u64 *)c->a & ~RUNTIME_SIGNALS;
+  struct wait_state w = rt_wait_begin(c);
+  i64 r;
+  do
+    r = raw2(__NR_rt_sigsuspend, &mask, 8);
+  while (rt_wait_again(c, &w, r));
+  return r;
+}
+
+i64 sys_pause(struct call *c) {
+  struct call s = *c;
+  u64 mask = c->uc->sigmask;
+  s.a = (u64)&mask;
+  s.b = 8;
+  return sys_rt_sigsuspend(&s);
+}
+
+i64 sys_rt_sigtimedwait(struct call *c) {
+  u64 set = *(const u64 *)c->a & ~RUNTIME_SIGNALS;
+  struct wait_state w = rt_wait_begin(c);
+  i64 r;
+  do
+    r = rt_waiting(c, __NR_rt_sigtimedwait, (i64)&set, (i64)c->b, (i64)c->c, (i64)c->d, 0, 0);
+  while (rt_wait_again(c, &w, r));
+  return r;
+}
+
+/* Frames of the program's handlers carry the runtime's restorer, so this is a program that returns
+ * from a frame it kept itself. */
+i64 sys_rt_sigreturn(struct call *c) {
+  struct rt_ucontext *frame = (struct rt_ucontext *)c->uc->rsp;
+  frame->sigmask &= ~RUNTIME_SIGNALS;
+  __asm__ volatile("mov %0, %%rsp\n mov $15, %%eax\n syscall\n ud2" : : "r"(frame) : "memory");
+  __builtin_unreachable();
+}
+
+/* The program's alternate stack is remembered by nobody: its handlers run on the runtime's. */
+i64 sys_sigaltstack(struct call *c) {
+  struct {
+    u64 sp;
+    i32 flags, pad;
+    u64 size;
+  } *old = (void *)c->b;
+  if (old) {
+    old->sp = 0;
+    old->flags = 2; /* SS_DISABLE */
+    old->size = 0;
+  }
+  return 0;
+}
+
+static i64 send_self(struct call *c, i64 sig) {
+  if (sig < 0 || sig > 64)
+    return -E_INVAL;
+  if (sig && SIGBIT(sig) & RUNTIME_SIGNALS && sig != 9 && sig != 19)
+    return -E_INVAL;
+  if (sig == 19)
+    return rt_refuse(c);
+  return 1;
+}
+
+i64 sys_kill(struct call *c) {
+  i64 to = (i32)c->a;
+  i64 r = send_self(c, (i32)c->b);
+  if (r != 1)
+    return r;
+  if (to != RT->vpid && to != 0 && to != -RT->vpid)
+    return -3; /* ESRCH: the enclave is alone */
+  return raw2(__NR_kill, raw0(__NR_getpid), c->b);
+}
+
+static i64 to_thread(i64 vtid, u64 sig) {
+  for (u32 i = 0; i < RT_MAX_THREADS; i++)
+    if (RT->threads[i].used && RT->threads[i].vtid == vtid)
+      return raw3(__NR_tgkill, raw0(__NR_getpid), RT->threads[i].tid, sig);
+  return -3;
+}
+
+i64 sys_tkill(struct call *c) {
+  i64 r = send_self(c, (i32)c->b);
+  return r == 1 ? to_thread((i32)c->a, c->b) : r;
+}
+
+i64 sys_tgkill(struct call *c) {
+  i64 r = send_self(c, (i32)c->c);
+  if (r != 1)
+    return r;
+  return (i32)c->a == RT->vpid ? to_thread((i32)c->b, c->c) : -3;
+}
+
+/* ---- across a park ---- */
+
+void rt_timers_stop(void) {
+  static const u64 none[4] = {0, 0, 0, 0};
+  for (int i = 0; i < ITIMERS; i++)
+    raw3(__NR_setitimer, i, none, RT->itimer[i]);
+}
+
+void rt_timers_start(void) {
+  for (int i = 0; i < ITIMERS; i++)
+    if (RT->itimer[i][2] | RT->itimer[i][3])
+      raw3(__NR_setitimer, i, RT->itimer[i], 0);
+}
+
+void rt_signals_save(void) {
+  raw2(__NR_rt_sigpending, &RT->proc_pending, 8);
+  RT->proc_pending &= ~RUNTIME_SIGNALS;
+  for (int sig = 1; sig <= 64; sig++) {
+    struct kernel_sigaction k;
+    if (RT->sigactions[sig].flags & SA_RESETHAND && !IS_ERR(raw4(__NR_rt_sigaction, sig, 0, &k, 8)) && k.handler == SIG_DFL)
+      RT->sigactions[sig].handler = SIG_DFL;
+  }
+}
+
+void rt_signals_restore(void) {
+  for (int sig = 1; sig <= 64; sig++)
+    if (RT->sigactions[sig].handler != SIG_DFL && !(RUNTIME_SIGNALS & SIGBIT(sig)))
+      set_in_kernel(sig, &RT->sigactions[sig]);
+  for (int sig = 1; sig <= 64; sig++)
+    if (RT->proc_pending & SIGBIT(sig))
+      raw2(__NR_kill, raw0(__NR_getpid), sig);
+}

@@ -1,0 +1,1 @@
+"""From unmodified C sources to an enclave image."""

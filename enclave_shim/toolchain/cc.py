@@ -1,0 +1,125 @@
+"""``optmig-cc``: a compiler driver that turns unmodified C sources into an enclave image.
+
+It behaves as any `cc`: what it does not know it hands to the compiler below, `zig cc` for static
+x86-64 musl. It adds to that only what an image needs: when it links, the runtime's objects and their
+entry point; and it refuses what cannot be an image (shared objects, position-independent programs).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optmigd.enclave_shim.toolchain.runtime_objects import runtime_objects
+
+TARGET = ("-target", "x86_64-linux-musl")
+# zig's own default is a debug build with traps on undefined behaviour; `cc` has no such default.
+PLAIN_COMPILER = ("-fno-sanitize=undefined",)
+LINK = ("-static", "-no-pie", "-Wl,-e,optmig_entry")
+
+_NO_LINK = {"-c", "-S", "-E", "-M", "-MM", "-fsyntax-only"}
+_ASKS = {"--version", "-v", "-dumpversion", "-dumpmachine", "--help", "-###"}
+_DROPPED = {"-static", "-no-pie", "-rdynamic", "-static-pie", "-pie"}
+_REFUSED = {
+    "-shared": "an enclave image is one static program; it cannot be a shared object",
+    "-m32": "an enclave image is x86-64",
+    "-dynamic": "an enclave image is static",
+}
+_WITH_VALUE = {
+    "-o", "-I", "-D", "-U", "-L", "-l", "-x", "-include", "-isystem", "-iquote", "-idirafter",
+    "-MF", "-MT", "-MQ", "-Xlinker", "-Xclang", "-Xpreprocessor", "-T", "-u", "-e", "-z", "-target",
+}  # fmt: skip
+
+
+class UsageError(Exception):
+    """The command line asks for something that is not an enclave image."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command line means: the compiler's arguments, and whether it links."""
+
+    arguments: tuple[str, ...]
+    links: bool
+
+
+def plan(arguments: Sequence[str]) -> Plan:
+    """Read a compiler command line.
+
+    Raises:
+        UsageError: it asks for what cannot be an enclave image.
+    """
+    kept: list[str] = []
+    links = True
+    inputs = 0
+    words = iter(arguments)
+    for word in words:
+        if word in _REFUSED:
+            raise UsageError(f"{word}: {_REFUSED[word]}")
+        if word == "-target" or word.startswith("--target"):
+            raise UsageError(f"{word}: the target of an enclave image is fixed (x86_64-linux-musl)")
+        if word in _WITH_VALUE:
+            kept.append(word)
+            value = next(words, None)
+            if value is None:
+                raise UsageError(f"{word}: a value is missing")
+            kept.append(value)
+            inputs += word == "-l"
+            continue
+        if word in _NO_LINK or word in _ASKS:
+            links = False
+        if word in _DROPPED:
+            continue
+        inputs += not word.startswith("-") or word == "-"
+        kept.append(word)
+    return Plan(tuple(kept), links and inputs > 0)
+
+
+def compiler_command(driver: str) -> list[str]:
+    """The compiler below, as a command.
+
+    Raises:
+        UsageError: the toolchain extra is not installed.
+    """
+    if importlib.util.find_spec("ziglang") is None:
+        raise UsageError("no compiler here: pip install 'optmigd[toolchain]'")
+    return [sys.executable, "-m", "ziglang", driver, *TARGET]
+
+
+def run(driver: str, arguments: Sequence[str]) -> int:
+    """Compile or link as the command line says; returns the compiler's exit status."""
+    try:
+        wanted = plan(arguments)
+        compiler = compiler_command(driver)
+    except UsageError as error:
+        print(f"optmig-cc: {error}", file=sys.stderr)
+        return 2
+    command = [*compiler, *PLAIN_COMPILER, *wanted.arguments]
+    if wanted.links:
+        version = importlib.metadata.version("ziglang")
+        try:
+            objects = runtime_objects(compiler_command("cc"), version)
+        except subprocess.CalledProcessError as error:
+            print("optmig-cc: the runtime does not compile with this compiler", file=sys.stderr)
+            return error.returncode
+        command += [*map(str, objects), *LINK]
+    return subprocess.run(command, check=False).returncode
+
+
+def main() -> None:
+    """Entry point of ``optmig-cc``."""
+    sys.exit(run("cc", sys.argv[1:]))
+
+
+def main_cxx() -> None:
+    """Entry point of ``optmig-c++``."""
+    sys.exit(run("c++", sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main() if os.path.basename(sys.argv[0]) != "optmig-c++" else main_cxx()
