@@ -23,9 +23,9 @@ typedef long i64;
 #define PAGE_BYTES 4096ul
 #define ARENA_BASE 0x100000000000ul
 #define CTL_BASE 0x0ff000000000ul
-#define CTL_HEADER_BYTES (1ul << 20)         /* struct ctl and the launch block */
+#define CTL_HEADER_BYTES (1ul << 20)             /* struct ctl and the launch block */
 #define MARKS_BASE (CTL_BASE + CTL_HEADER_BYTES) /* one byte per arena page: 1 = dirty */
-#define RT_STATE_BYTES (8ul << 20)           /* struct rt_state at ARENA_BASE */
+#define RT_STATE_BYTES (8ul << 20)               /* struct rt_state at ARENA_BASE */
 
 #define QUIESCE_SIGNAL 63
 #define RESERVED_FD_FIRST 1000 /* the runtime's own descriptors live at and above this */
@@ -34,7 +34,15 @@ typedef long i64;
 /* ctl.mode */
 enum { MODE_LAUNCH = 0, MODE_RESTORE = 1 };
 /* ctl.state, written by the runtime */
-enum { RT_BOOTING = 0, RT_WAITING = 1, RT_RUNNING = 2, RT_PARKED = 3, RT_PREPARED = 4, RT_EXITED = 5, RT_FAILED = 6 };
+enum {
+  RT_BOOTING = 0,
+  RT_WAITING = 1,
+  RT_RUNNING = 2,
+  RT_PARKED = 3,
+  RT_PREPARED = 4,
+  RT_EXITED = 5,
+  RT_FAILED = 6
+};
 /* ctl.command, written by the agent while the runtime waits (mode restore) */
 enum { CMD_NONE = 0, CMD_POPULATE = 1, CMD_PREPARE = 2, CMD_RUN = 3, CMD_QUIT = 4 };
 
@@ -42,35 +50,35 @@ struct ctl {
   u64 magic;
   u32 abi_version;
   u32 mode;
-  u64 arena_bytes;    /* whole pages; arena memfd has this size */
-  u64 marks_bytes;    /* arena_bytes / PAGE_BYTES, rounded up to a page */
+  u64 arena_bytes; /* whole pages; arena memfd has this size */
+  u64 marks_bytes; /* arena_bytes / PAGE_BYTES, rounded up to a page */
   i32 fd_arena, fd_ctl, fd_event, fd_socket, fd_own_dir, fd_output, fd_stdin, fd_spare;
-  u64 launch_offset;  /* from CTL_BASE: argc, then NUL-terminated argv, env strings */
+  u64 launch_offset; /* from CTL_BASE: argc, then NUL-terminated argv, env strings */
   u32 launch_argc, launch_envc;
   u32 launch_bytes;
-  u32 shared_count;   /* then in the launch block: shared paths */
+  u32 shared_count; /* then in the launch block: shared paths */
   /* ---- written by the runtime ---- */
   u32 state;
-  u32 threads;        /* live threads */
-  u32 parked;         /* parked threads; RT_PARKED and an event when it equals threads */
-  i32 exit_status;    /* wait(2)-style code: exit status, or 128 + signal by the agent */
-  i32 error;          /* errno of a failure while booting or preparing */
-  u32 command_done;   /* equals command_seq when the last command was carried out */
+  u32 threads;      /* live threads */
+  u32 parked;       /* parked threads; RT_PARKED and an event when it equals threads */
+  i32 exit_status;  /* wait(2)-style code: exit status, or 128 + signal by the agent */
+  i32 error;        /* errno of a failure while booting or preparing */
+  u32 command_done; /* equals command_seq when the last command was carried out */
   char error_text[240];
   u64 boot_ns, parked_ns, prepared_ns, running_ns; /* CLOCK_MONOTONIC of this host */
-  u64 syscalls;       /* mediated calls since boot */
-  u64 unsupported[8]; /* bit per call number that was answered with ENOSYS */
-  u64 unsupported_ip[4], unsupported_nr[4]; /* the last four: where, and which */
+  u64 syscalls;                                    /* mediated calls since boot */
+  u64 unsupported[8];                              /* bit per call number that was answered with ENOSYS */
+  u64 unsupported_ip[4], unsupported_nr[4];        /* the last four: where, and which */
   u32 unsupported_seq;
   u32 vma_limit_hit;
   /* ---- written by the agent ---- */
-  u32 command_seq;    /* futex: raised for each command */
+  u32 command_seq; /* futex: raised for each command */
   u32 command;
   u64 command_arg0, command_arg1;
-  u32 quiesce_seq;    /* to quiesce: set to resume_seq + 1, then signal the process */
-  u32 resume_seq;     /* futex; to resume: set equal to quiesce_seq, then FUTEX_WAKE all.
-                       * A thread parks while the two differ; a stray signal does nothing. */
-  u32 released;       /* 1: a parked thread that wakes must exit, never run */
+  u32 quiesce_seq; /* to quiesce: set to resume_seq + 1, then signal the process */
+  u32 resume_seq;  /* futex; to resume: set equal to quiesce_seq, then FUTEX_WAKE all.
+                    * A thread parks while the two differ; a stray signal does nothing. */
+  u32 released;    /* 1: a parked thread that wakes must exit, never run */
   u32 pad0;
 };
 
@@ -92,7 +100,7 @@ enum {
   OFD_DEVICE = 4,   /* /dev/null, zero, full, random, urandom; absolute path */
   OFD_STDIN = 5,
   OFD_OUTPUT = 6,
-  OFD_BLOCKER = 7   /* cannot be carried across; path tells what it is: "socket", "pipe", … */
+  OFD_BLOCKER = 7 /* cannot be carried across; path tells what it is: "socket", "pipe", … */
 };
 
 struct rt_fd {
@@ -105,9 +113,10 @@ struct rt_fd {
 struct rt_ofd {
   u32 kind;
   u32 refs;
-  u32 flags; /* of open(2), without O_CREAT, O_EXCL, O_TRUNC */
-  u32 blocker; /* 0, or why a carried kind blocks now: 1 unlinked, 2 open directory in mid-read, 3 locked, 4 written outside */
-  i64 offset; /* kept up to date at quiesce */
+  u32 flags;   /* of open(2), without O_CREAT, O_EXCL, O_TRUNC */
+  u32 blocker; /* 0, or why a carried kind blocks now: 1 unlinked, 2 open directory in mid-read, 3 locked, 4
+                  written outside */
+  i64 offset;  /* kept up to date at quiesce */
   char path[RT_PATH_BYTES];
 };
 
@@ -124,28 +133,28 @@ struct rt_sigaction {
 
 struct rt_thread {
   u32 used;
-  i32 vtid;         /* the id the program knows */
-  i32 tid;          /* of this host */
+  i32 vtid; /* the id the program knows */
+  i32 tid;  /* of this host */
   u32 parked;
-  u64 frame;        /* ucontext address of the parked frame */
+  u64 frame; /* ucontext address of the parked frame */
   u64 fs_base, gs_base;
   u64 stack_low, stack_bytes; /* the runtime's alternate stack */
   u64 clear_child_tid, robust_list, robust_len;
-  u64 pending;      /* signals pending for the thread when parked */
-  u64 quiesces;     /* how often it parked */
+  u64 pending;  /* signals pending for the thread when parked */
+  u64 quiesces; /* how often it parked */
 };
 
 struct rt_state {
   u64 magic;
   u32 abi_version, moves; /* how often this enclave was restored */
   u64 arena_bytes;
-  u64 low, high;          /* bounds of what mmap and brk may hand out */
-  u64 brk_start, brk_now, brk_limit;
+  u64 low, high; /* bounds of what mmap and brk may hand out */
+  u64 brk_start, brk_now, brk_spare;
   u64 data_start, data_end, data_copy; /* addresses of .data/.bss and of their pages in the arena */
-  i64 mono_offset_ns;     /* virtual CLOCK_MONOTONIC = real + offset */
-  u64 parked_mono_ns, parked_real_ns; /* virtual monotonic, and wall clock, at quiesce */
+  i64 mono_offset_ns;                  /* virtual CLOCK_MONOTONIC = real + offset */
+  u64 parked_mono_ns, parked_real_ns;  /* virtual monotonic, and wall clock, at quiesce */
   i64 cpu_offset_ns;
-  u64 itimer[3][4];       /* remaining of ITIMER_REAL, VIRTUAL, PROF */
+  u64 itimer[3][4]; /* remaining of ITIMER_REAL, VIRTUAL, PROF */
   u64 proc_pending;
   i32 vpid, next_vtid;
   u32 umask, thread_count;
@@ -154,7 +163,7 @@ struct rt_state {
   char cwd[RT_PATH_BYTES];     /* virtual */
   char own_dir[RT_PATH_BYTES]; /* the virtual path of the enclave's own directory */
   char exec_name[RT_PATH_BYTES];
-  u64 shared_off[32];          /* offsets into shared_text */
+  u64 shared_off[32]; /* offsets into shared_text */
   u32 shared_count;
   u32 outside_writes;     /* files created, changed or removed outside own and shared paths */
   char outside_path[256]; /* the first of them */

@@ -124,7 +124,8 @@ struct uffdio_api {
 };
 #define UFFD_USER_MODE_ONLY 1
 #define UFFDIO_API_IOCTL 0xc018aa3ful
-#define UFFD_FEATURES ((1ul << 0) | (1ul << 12) | (1ul << 13) | (1ul << 15)) /* WP, WP on shmem, WP_UNPOPULATED, WP_ASYNC */
+#define UFFD_FEATURES                                                                                        \
+  ((1ul << 0) | (1ul << 12) | (1ul << 13) | (1ul << 15)) /* WP, WP on shmem, WP_UNPOPULATED, WP_ASYNC */
 #define O_CLOEXEC 02000000
 #define O_NONBLOCK 04000
 #define AT_FDCWD_ -100
@@ -332,7 +333,8 @@ void rt_arm_thread(struct rt_thread *t) {
   u64 text = (u64)__start_optmig_text;
   r = raw5(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, 1, text, (u64)__stop_optmig_text - text, 0);
   if (IS_ERR(r))
-    rt_fail((int)-r, "this kernel cannot trap system calls (PR_SET_SYSCALL_USER_DISPATCH, Linux 5.11 or later)");
+    rt_fail((int)-r,
+            "this kernel cannot trap system calls (PR_SET_SYSCALL_USER_DISPATCH, Linux 5.11 or later)");
 }
 
 void rt_install_handlers(void) {
@@ -376,7 +378,8 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
   char **env = (char **)(sp + 1 + sp[0] + 1);
   const char *ctl_fd = env_value(env, "OPTMIG_CTL");
   if (!ctl_fd)
-    die("This is an optmig enclave image: it is started by optmigd (optmigctl launch IMAGE), not directly.\n");
+    die("This is an optmig enclave image: it is started by optmigd (optmigctl launch IMAGE), not "
+        "directly.\n");
   map_ctl(parse_fd(ctl_fd));
   CTL->state = RT_BOOTING;
   struct boot b = {0};
@@ -408,6 +411,9 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
   CTL->state = RT_RUNNING;
   rt_event();
   /* rdx = 0: no function for atexit; all else is as the kernel leaves it at exec */
-  __asm__ volatile("mov %0, %%rsp\n xor %%edx, %%edx\n xor %%ebp, %%ebp\n jmp _start" : : "r"(stack) : "memory");
+  __asm__ volatile("mov %0, %%rsp\n xor %%edx, %%edx\n xor %%ebp, %%ebp\n jmp _start"
+                   :
+                   : "r"(stack)
+                   : "memory");
   __builtin_unreachable();
 }

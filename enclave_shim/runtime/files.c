@@ -207,7 +207,8 @@ i64 sys_fcntl(struct call *c) {
     RT->fds[c->a].cloexec = c->c & 1;
   if (c->b == F_SETFL)
     o->flags = (o->flags & ~(u32)(O_APPEND | 04000)) | ((u32)c->c & (O_APPEND | 04000));
-  if ((c->b == F_SETLK || c->b == F_SETLKW || c->b == F_OFD_SETLK || c->b == F_OFD_SETLKW) && o->kind == OFD_SHARED)
+  if ((c->b == F_SETLK || c->b == F_SETLKW || c->b == F_OFD_SETLK || c->b == F_OFD_SETLKW) &&
+      o->kind == OFD_SHARED)
     o->blocker = *(u16 *)c->c == 2 /* F_UNLCK */ ? 0 : BLOCK_LOCKED;
   return r;
 }

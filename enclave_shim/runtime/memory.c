@@ -25,7 +25,7 @@
 #define KIND_ANON 0
 #define KIND_HEAP 2
 #define KIND_FILE 3
-#define HEAP_SHARE 4 /* brk may take up to a quarter of the arena, mmap has the rest from above */
+#define HEAP_MARGIN (1ul << 20) /* mmap, coming from above, leaves brk this much to grow */
 
 static int in_arena(u64 start, u64 end) {
   return start < end && start >= RT->low && end <= RT->high;
@@ -131,7 +131,7 @@ static i64 protect(u64 start, u64 end, u32 prot) {
 /* Highest gap of that many bytes, or 0. */
 static u64 find_gap(u64 bytes) {
   u64 top = RT->high;
-  u64 floor = RT->brk_limit;
+  u64 floor = PAGE_UP(RT->brk_now) + HEAP_MARGIN;
   for (u32 i = RT->vma_count; i-- > 0;) {
     struct rt_vma *v = &RT->vmas[i];
     if (v->end > RT->high || v->start < RT->low)
@@ -150,7 +150,6 @@ void rt_memory_init(u64 low, u64 high) {
   RT->low = low;
   RT->high = high;
   RT->brk_start = RT->brk_now = low;
-  RT->brk_limit = low + PAGE_DOWN((high - low) / HEAP_SHARE);
   RT->vma_count = 0;
   if (IS_ERR(protect(low, high, PROT_NONE)))
     rt_fail(E_NOMEM, "the arena could not be protected");
@@ -310,9 +309,12 @@ i64 sys_msync(struct call *c) {
 
 i64 sys_brk(struct call *c) {
   u64 want = c->a, old = PAGE_UP(RT->brk_now), now = PAGE_UP(want);
-  if (want < RT->brk_start || want > RT->brk_limit)
+  if (want < RT->brk_start || want > RT->high)
     return (i64)RT->brk_now;
   if (now > old) {
+    u32 next = find_vma(old);
+    if (next < RT->vma_count && RT->vmas[next].start < now)
+      return (i64)RT->brk_now;
     if (IS_ERR(protect(old, now, PROT_RW)) || add_vma(old, now, PROT_RW, KIND_HEAP))
       return (i64)RT->brk_now;
   } else if (now < old && IS_ERR(unmap(now, old))) {

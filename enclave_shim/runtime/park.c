@@ -73,11 +73,12 @@ void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc
 /* ---- a fresh process on the destination ---- */
 
 static void check_state(void) {
-  if (RT->magic != OPTMIG_RT_MAGIC || RT->abi_version != OPTMIG_ABI_VERSION || RT->arena_bytes != CTL->arena_bytes)
+  if (RT->magic != OPTMIG_RT_MAGIC || RT->abi_version != OPTMIG_ABI_VERSION ||
+      RT->arena_bytes != CTL->arena_bytes)
     rt_fail(E_INVAL, "the arena does not hold a state of this runtime's version and size");
-  if (RT->vma_count > RT_MAX_VMAS || RT->fd_high > RT_MAX_FDS || RT->shared_count > ARRAY_LEN(RT->shared_off) ||
-      RT->thread_count != 1 || RT->low < ALT_STACKS_END || RT->high != ARENA_BASE + RT->arena_bytes ||
-      RT->brk_limit > RT->high)
+  if (RT->vma_count > RT_MAX_VMAS || RT->fd_high > RT_MAX_FDS ||
+      RT->shared_count > ARRAY_LEN(RT->shared_off) || RT->thread_count != 1 || RT->low < ALT_STACKS_END ||
+      RT->high != ARENA_BASE + RT->arena_bytes || RT->brk_now > RT->high)
     rt_fail(E_INVAL, "the travelling state is out of bounds");
   for (u32 i = 0; i < RT->shared_count; i++)
     if (RT->shared_off[i] >= sizeof RT->shared_text)

@@ -173,14 +173,14 @@ i64 sys_fchdir(struct call *c) {
 static void to_at_form(struct call *c) {
   u64 a = c->a, b = c->b, d = c->c;
   const u64 here = (u64)AT_FDCWD_;
-#define AT(number, w, x, y, z)   \
-  do {                           \
-    c->nr = __NR_##number;       \
-    c->a = (u64)(w);             \
-    c->b = (u64)(x);             \
-    c->c = (u64)(y);             \
-    c->d = (u64)(z);             \
-    c->e = 0;                    \
+#define AT(number, w, x, y, z)                                                                               \
+  do {                                                                                                       \
+    c->nr = __NR_##number;                                                                                   \
+    c->a = (u64)(w);                                                                                         \
+    c->b = (u64)(x);                                                                                         \
+    c->c = (u64)(y);                                                                                         \
+    c->d = (u64)(z);                                                                                         \
+    c->e = 0;                                                                                                \
   } while (0)
   switch (c->nr) {
   case __NR_stat: AT(newfstatat, here, a, b, 0); break;
@@ -188,7 +188,10 @@ static void to_at_form(struct call *c) {
   case __NR_access: AT(faccessat, here, a, b, 0); break;
   case __NR_chmod: AT(fchmodat, here, a, b, 0); break;
   case __NR_chown: AT(fchownat, here, a, b, d); break;
-  case __NR_lchown: AT(fchownat, here, a, b, d); c->e = AT_SYMLINK_NOFOLLOW; break;
+  case __NR_lchown:
+    AT(fchownat, here, a, b, d);
+    c->e = AT_SYMLINK_NOFOLLOW;
+    break;
   case __NR_mkdir: AT(mkdirat, here, a, b, 0); break;
   case __NR_rmdir: AT(unlinkat, here, a, AT_REMOVEDIR, 0); break;
   case __NR_unlink: AT(unlinkat, here, a, 0, 0); break;
@@ -237,8 +240,7 @@ i64 rt_path_call(struct call *c) {
   to_at_form(c);
   switch (c->nr) {
   case __NR_renameat2:
-  case __NR_linkat:
-    return two_paths(c);
+  case __NR_linkat: return two_paths(c);
   case __NR_symlinkat:
     r = rt_resolve((int)c->b, (const char *)c->c, &p);
     if (!IS_ERR(r))
@@ -255,8 +257,7 @@ i64 rt_path_call(struct call *c) {
       return path_and_fd(c, &p, __NR_fstatfs, 0, c->b);
     rt_note_outside_write(&p);
     return path_and_fd(c, &p, __NR_ftruncate, O_WRONLY, c->b);
-  default:
-    break;
+  default: break;
   }
   /* (dirfd, path, …); an empty or missing path means the descriptor itself */
   const char *path = (const char *)c->b;

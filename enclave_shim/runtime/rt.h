@@ -154,15 +154,15 @@ void rt_memory_init(u64 low, u64 high);
 void rt_memory_add(u64 start, u64 end, u32 prot, u32 kind);
 int rt_memory_restore(void); /* protections, from the table */
 u64 rt_memory_take(u64 bytes, u32 prot, u32 kind);
-i64 sys_mmap(struct call *), sys_munmap(struct call *), sys_mremap(struct call *), sys_mprotect(struct call *),
-    sys_madvise(struct call *), sys_brk(struct call *), sys_msync(struct call *);
+i64 sys_mmap(struct call *), sys_munmap(struct call *), sys_mremap(struct call *),
+    sys_mprotect(struct call *), sys_madvise(struct call *), sys_brk(struct call *), sys_msync(struct call *);
 
 /* paths.c */
 struct rt_path {
   u32 kind; /* OFD_OWN, OFD_SHARED, OFD_EXTERNAL or OFD_DEVICE */
   i32 dirfd;
-  const char *at;            /* what to give to the kernel together with dirfd */
-  char text[RT_PATH_BYTES];  /* the normalised virtual path, or relative to the own directory */
+  const char *at;           /* what to give to the kernel together with dirfd */
+  char text[RT_PATH_BYTES]; /* the normalised virtual path, or relative to the own directory */
 };
 i64 rt_resolve(int dirfd, const char *path, struct rt_path *out);
 i64 sys_chdir(struct call *), sys_fchdir(struct call *), sys_getcwd(struct call *);
@@ -181,8 +181,9 @@ void rt_ofds_renamed(const struct rt_path *from, const struct rt_path *to);
 void rt_ofds_check_unlinked(void);
 i64 sys_open(struct call *), sys_openat(struct call *), sys_creat(struct call *), sys_close(struct call *),
     sys_dup(struct call *), sys_dup2(struct call *), sys_dup3(struct call *), sys_fcntl(struct call *),
-    sys_read_like(struct call *), sys_lseek(struct call *), sys_getdents64(struct call *), sys_two_fds(struct call *),
-    sys_close_range(struct call *), sys_flock(struct call *), sys_pipe(struct call *), sys_socketpair(struct call *);
+    sys_read_like(struct call *), sys_lseek(struct call *), sys_getdents64(struct call *),
+    sys_two_fds(struct call *), sys_close_range(struct call *), sys_flock(struct call *),
+    sys_pipe(struct call *), sys_socketpair(struct call *);
 
 /* clocks.c */
 i64 rt_virtual_mono_ns(void);
@@ -203,13 +204,15 @@ void rt_signals_restore(void);
 void rt_timers_stop(void);
 void rt_timers_start(void);
 i64 sys_rt_sigaction(struct call *), sys_rt_sigprocmask(struct call *), sys_rt_sigsuspend(struct call *),
-    sys_pause(struct call *), sys_sigaltstack(struct call *), sys_kill(struct call *), sys_tkill(struct call *),
-    sys_tgkill(struct call *), sys_rt_sigtimedwait(struct call *), sys_rt_sigreturn(struct call *);
+    sys_pause(struct call *), sys_sigaltstack(struct call *), sys_kill(struct call *),
+    sys_tkill(struct call *), sys_tgkill(struct call *), sys_rt_sigtimedwait(struct call *),
+    sys_rt_sigreturn(struct call *);
 
 /* process.c */
-i64 sys_exit_group(struct call *), sys_getpid(struct call *), sys_gettid(struct call *), sys_getppid(struct call *),
-    sys_set_tid_address(struct call *), sys_set_robust_list(struct call *), sys_umask(struct call *),
-    sys_prlimit64(struct call *), sys_getrlimit(struct call *), sys_setrlimit(struct call *), sys_prctl(struct call *),
-    sys_arch_prctl(struct call *), sys_quiet_enosys(struct call *), sys_zero(struct call *), sys_tid_first(struct call *);
+i64 sys_exit_group(struct call *), sys_getpid(struct call *), sys_gettid(struct call *),
+    sys_getppid(struct call *), sys_set_tid_address(struct call *), sys_set_robust_list(struct call *),
+    sys_umask(struct call *), sys_prlimit64(struct call *), sys_getrlimit(struct call *),
+    sys_setrlimit(struct call *), sys_prctl(struct call *), sys_arch_prctl(struct call *),
+    sys_quiet_enosys(struct call *), sys_zero(struct call *), sys_tid_first(struct call *);
 
 #endif

@@ -210,7 +210,8 @@ void rt_signals_save(void) {
   RT->proc_pending &= ~RUNTIME_SIGNALS;
   for (int sig = 1; sig <= 64; sig++) {
     struct kernel_sigaction k;
-    if (RT->sigactions[sig].flags & SA_RESETHAND && !IS_ERR(raw4(__NR_rt_sigaction, sig, 0, &k, 8)) && k.handler == SIG_DFL)
+    if (RT->sigactions[sig].flags & SA_RESETHAND && !IS_ERR(raw4(__NR_rt_sigaction, sig, 0, &k, 8)) &&
+        k.handler == SIG_DFL)
       RT->sigactions[sig].handler = SIG_DFL;
   }
 }

@@ -50,7 +50,7 @@ def runtime_objects(compiler: Sequence[str], compiler_version: str) -> list[Path
     """The runtime's object files, compiled now if they are not in the cache.
 
     Args:
-        compiler: the compiler's command with its target, e.g. ``["python", "-m", "ziglang", "cc", …]``.
+        compiler: the compiler's command with its target.
         compiler_version: what tells this compiler from another; part of the cache's name.
 
     Raises:

@@ -44,7 +44,8 @@ int main(int argc, char **argv) {
     if (!slots[i].at) {
       slots[i].pages = next() % 200 + 1;
       slots[i].tag = (unsigned char)next();
-      slots[i].at = mmap(NULL, slots[i].pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      slots[i].at =
+          mmap(NULL, slots[i].pages * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (slots[i].at == MAP_FAILED)
         return 2;
       for (size_t k = 0; k < slots[i].pages * 4096; k += 4096)

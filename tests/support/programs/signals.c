@@ -85,8 +85,8 @@ int main(int argc, char **argv) {
       early += 1000;
     sigprocmask(SIG_UNBLOCK, &block, NULL);
   }
-  printf("answer alarms %d users %d jumps %ld early %ld backwards %ld interrupted %ld\n", (int)alarms, (int)users,
-         jumps, early, backwards, interrupted);
+  printf("answer alarms %d users %d jumps %ld early %ld backwards %ld interrupted %ld\n", (int)alarms,
+         (int)users, jumps, early, backwards, interrupted);
   fflush(stdout);
   if (argc > 2 && strcmp(argv[2], "abort") == 0)
     abort();

@@ -1,0 +1,53 @@
+# Every target sets itself up: a virtual environment in .venv, nothing outside it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: help demo test check format bench soak clean
+
+help:
+	@echo "make demo    two daemons on this machine, a program moved live between them (about 3 min)"
+	@echo "make test    the tests"
+	@echo "make check   format, lint, types, import rules"
+	@echo "make format  rewrite Python and C in the house format"
+	@echo "make bench   downtime against stop-and-copy, cost of a system call; JSON in bench-results/"
+	@echo "make soak    hundreds of moves at random instants (SOAK_MOVES, SOAK_SEED)"
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[toolchain]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) -e '.[toolchain,dev]'
+	touch $@
+
+demo: $(VENV)/.run
+	$(BIN)/python -m optmigd.bench.demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check optmigd protocol enclave_shim config tests
+	$(BIN)/ruff check optmigd protocol enclave_shim config tests
+	$(BIN)/clang-format --dry-run -Werror $(shell git ls-files '*.c' '*.h')
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format optmigd protocol enclave_shim config tests
+	$(BIN)/ruff check --fix optmigd protocol enclave_shim config tests
+	$(BIN)/clang-format -i $(shell git ls-files '*.c' '*.h')
+
+bench: $(VENV)/.run
+	$(BIN)/python -m optmigd.bench.downtime
+	$(BIN)/python -m optmigd.bench.syscost
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m soak -s --timeout 0 tests/migration
+
+clean:
+	rm -rf $(VENV) build dist bench-results *.egg-info

@@ -1,0 +1,102 @@
+"""Two daemons on this machine's loopback, with keys of their own, as two hosts would have them."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from optmigd.blocking import BlockingClient
+from optmigd.conversation import DaemonUnreachable
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """A running daemon: its name, a client of it, its process and its folder."""
+
+    name: str
+    client: BlockingClient
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+
+def start_host(name: str, folder: Path) -> Host:
+    """Start a daemon in a folder of its own, on a free port of the loopback.
+
+    Raises:
+        RuntimeError: it did not come up; the message has the end of its log.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log_path = folder / "daemon.log"
+    socket = folder / "control.sock"
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "optmigd.cli.serve", "serve"),
+                *("--config", str(folder / "optmigd.toml"), "--name", name),
+                *("--listen", "127.0.0.1:0", "--socket", str(socket)),
+                *("--state-dir", str(folder / "state")),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    client = BlockingClient(socket)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            client.ping()
+            return Host(name, client, process, folder)
+        except DaemonUnreachable as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                process.wait()
+                tail = log_path.read_text()[-2000:]
+                raise RuntimeError(f"daemon {name} did not start:\n{tail}") from error
+        time.sleep(0.05)  # a poll: there is nothing to wait on before the socket exists
+
+
+def stop_host(host: Host) -> None:
+    """End the enclaves that are on the host, then its daemon."""
+    with suppress(DaemonUnreachable):
+        for status in host.client.list_enclaves():
+            if status["state"] not in ("moved", "exited"):
+                host.client.stop(status["enclave"])
+    host.process.terminate()
+    try:
+        host.process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        host.process.kill()
+        host.process.wait()
+
+
+def introduce(hosts: list[Host]) -> None:
+    """Let every host know the address and key of every other one."""
+    identities = {host.name: host.client.host_identity() for host in hosts}
+    for host in hosts:
+        for name, identity in identities.items():
+            if name != host.name:
+                host.client.host_add(name, identity["listen"], identity["key"])
+
+
+@contextmanager
+def two_hosts(first: str = "alpha", second: str = "beta") -> Iterator[tuple[Host, Host, Path]]:
+    """Start two daemons that know each other, and a folder that ends with them.
+
+    Yields:
+        both hosts, and a folder for images and the like.
+    """
+    with ExitStack() as cleanup:
+        folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="optmigd-")))
+        hosts = []
+        for name in (first, second):
+            hosts.append(start_host(name, folder / name))
+            cleanup.callback(stop_host, hosts[-1])
+        introduce(hosts)
+        yield hosts[0], hosts[1], folder
