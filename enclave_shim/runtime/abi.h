@@ -79,7 +79,7 @@ struct ctl {
   u32 resume_seq;  /* futex; to resume: set equal to quiesce_seq, then FUTEX_WAKE all.
                     * A thread parks while the two differ; a stray signal does nothing. */
   u32 released;    /* 1: a parked thread that wakes must exit, never run */
-  u32 pad0;
+  u32 running;     /* threads that are neither parked nor gone; written by the runtime */
 };
 
 /* ---- travelling state ---- */
@@ -149,7 +149,8 @@ struct rt_state {
   u32 abi_version, moves; /* how often this enclave was restored */
   u64 arena_bytes;
   u64 low, high; /* bounds of what mmap and brk may hand out */
-  u64 brk_start, brk_now, brk_spare;
+  u64 brk_start, brk_now;
+  u32 lock, pad1;                      /* a futex: the tables below; never held by a parked thread */
   u64 data_start, data_end, data_copy; /* addresses of .data/.bss and of their pages in the arena */
   i64 mono_offset_ns;                  /* virtual CLOCK_MONOTONIC = real + offset */
   u64 parked_mono_ns, parked_real_ns;  /* virtual monotonic, and wall clock, at quiesce */

@@ -90,15 +90,29 @@ static const call_fn table[] = {
     OWN(pause), OWN(sigaltstack), OWN(kill), OWN(tkill), OWN(tgkill), FORWARD(rt_sigpending),
     FORWARD(setitimer), FORWARD(getitimer), FORWARD(alarm),
     /* process and thread */
-    OWN(exit_group), [__NR_exit] = sys_exit_group, OWN(getpid), OWN(gettid), OWN(getppid),
-    OWN(set_tid_address), OWN(set_robust_list), OWN(futex), OWN(prlimit64), OWN(getrlimit), OWN(setrlimit),
-    OWN(prctl), OWN(arch_prctl), QUIET(rseq), FORWARD(getuid), FORWARD(geteuid), FORWARD(getgid),
-    FORWARD(getegid), FORWARD(getgroups), FORWARD(getresuid), FORWARD(getresgid), [__NR_getpgid] = sys_getpid,
+    OWN(exit_group), OWN(exit), OWN(clone), OWN(getpid), OWN(gettid), OWN(getppid), OWN(set_tid_address),
+    OWN(set_robust_list), OWN(futex), OWN(prlimit64), OWN(getrlimit), OWN(setrlimit), OWN(prctl),
+    OWN(arch_prctl), QUIET(rseq), FORWARD(getuid), FORWARD(geteuid), FORWARD(getgid), FORWARD(getegid),
+    FORWARD(getgroups), FORWARD(getresuid), FORWARD(getresgid), [__NR_getpgid] = sys_getpid,
     [__NR_getpgrp] = sys_getpid, [__NR_getsid] = sys_getpid, FORWARD(uname), FORWARD(sysinfo),
     FORWARD(getrandom), FORWARD(getcpu), FORWARD(sched_yield), FORWARD(sched_get_priority_max),
     FORWARD(sched_get_priority_min), [__NR_sched_getaffinity] = sys_tid_first,
     [__NR_sched_setaffinity] = sys_tid_first, [__NR_sched_getparam] = sys_tid_first,
     [__NR_sched_getscheduler] = sys_tid_first, [__NR_sched_setscheduler] = sys_tid_first};
+
+/* Calls that change the tables of mappings or descriptors. None of them waits. */
+#define CHANGES(n) [__NR_##n] = 1
+static const u8 table_calls[] = {
+    CHANGES(mmap),        CHANGES(munmap),       CHANGES(mremap),         CHANGES(mprotect),
+    CHANGES(madvise),     CHANGES(brk),          CHANGES(open),           CHANGES(openat),
+    CHANGES(creat),       CHANGES(close),        CHANGES(close_range),    CHANGES(dup),
+    CHANGES(dup2),        CHANGES(dup3),         CHANGES(socket),         CHANGES(pipe),
+    CHANGES(pipe2),       CHANGES(socketpair),   CHANGES(epoll_create),   CHANGES(epoll_create1),
+    CHANGES(eventfd),     CHANGES(eventfd2),     CHANGES(timerfd_create), CHANGES(signalfd),
+    CHANGES(signalfd4),   CHANGES(memfd_create), CHANGES(inotify_init),   CHANGES(inotify_init1),
+    CHANGES(pidfd_open),  CHANGES(chdir),        CHANGES(fchdir),         CHANGES(rename),
+    CHANGES(renameat),    CHANGES(renameat2),    CHANGES(unlink),         CHANGES(unlinkat),
+    CHANGES(rt_sigaction)};
 
 void rt_sigsys_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc) {
   (void)sig;
@@ -106,5 +120,10 @@ void rt_sigsys_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc)
   struct call c = {uc->rax, uc->rdi, uc->rsi, uc->rdx, uc->r10, uc->r8, uc->r9, uc, rt_self()};
   CTL->syscalls++;
   call_fn fn = c.nr < ARRAY_LEN(table) ? table[c.nr] : 0;
+  int locked = c.nr < ARRAY_LEN(table_calls) && table_calls[c.nr];
+  if (locked)
+    rt_lock();
   uc->rax = (u64)(fn ? fn(&c) : rt_refuse(&c));
+  if (locked)
+    rt_unlock();
 }

@@ -395,7 +395,7 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
   send_tracker_fds();
   raw5(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
   rt_install_handlers();
-  CTL->threads = 1;
+  CTL->threads = CTL->running = 1;
   CTL->parked = 0;
   if (CTL->mode == MODE_RESTORE) {
     map_data(&b, 0);

@@ -13,6 +13,7 @@
 #include "rt.h"
 
 #define FUTEX_WAIT 0
+#define FUTEX_WAKE 1
 #define ARCH_SET_FS 0x1002
 #define ARCH_GET_FS 0x1003
 #define MADV_POPULATE_WRITE 23
@@ -33,6 +34,16 @@ static void quit_if_released(void) {
     raw1(__NR_exit_group, 0);
 }
 
+/* One signal reaches one thread: it passes it on. */
+static void wake_the_others(struct rt_thread *self) {
+  i64 pid = raw0(__NR_getpid);
+  for (u32 i = 0; i < RT_MAX_THREADS; i++) {
+    struct rt_thread *t = &RT->threads[i];
+    if (t != self && t->used && t->tid && !t->parked)
+      raw3(__NR_tgkill, pid, t->tid, QUIESCE_SIGNAL);
+  }
+}
+
 /* All threads are parked: what belongs to the process as a whole. */
 static void save_process(void) {
   rt_timers_stop();
@@ -44,6 +55,11 @@ static void save_process(void) {
   rt_event();
 }
 
+void rt_thread_stops(void) {
+  if (__atomic_sub_fetch(&CTL->running, 1, __ATOMIC_SEQ_CST) == 0 && CTL->quiesce_seq != CTL->resume_seq)
+    save_process();
+}
+
 void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc) {
   (void)sig;
   (void)info;
@@ -53,14 +69,17 @@ void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc
   self->frame = (u64)uc;
   self->quiesces++;
   raw2(__NR_arch_prctl, ARCH_GET_FS, &self->fs_base);
+  rt_signals_save_thread(self);
   self->parked = 1;
-  if (__atomic_add_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST) == CTL->threads)
-    save_process();
+  if (__atomic_add_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST) == 1)
+    wake_the_others(self);
+  rt_thread_stops();
   u32 seen;
   while ((seen = CTL->resume_seq) != CTL->quiesce_seq)
     raw4(__NR_futex, &CTL->resume_seq, FUTEX_WAIT, seen, 0);
   quit_if_released();
   self->parked = 0;
+  __atomic_add_fetch(&CTL->running, 1, __ATOMIC_SEQ_CST);
   if (__atomic_sub_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST) == 0) {
     rt_cpu_clock_resumed();
     rt_timers_start();
@@ -77,7 +96,7 @@ static void check_state(void) {
       RT->arena_bytes != CTL->arena_bytes)
     rt_fail(E_INVAL, "the arena does not hold a state of this runtime's version and size");
   if (RT->vma_count > RT_MAX_VMAS || RT->fd_high > RT_MAX_FDS ||
-      RT->shared_count > ARRAY_LEN(RT->shared_off) || RT->thread_count != 1 || RT->low < ALT_STACKS_END ||
+      RT->shared_count > ARRAY_LEN(RT->shared_off) || RT->low < ALT_STACKS_END ||
       RT->high != ARENA_BASE + RT->arena_bytes || RT->brk_now > RT->high)
     rt_fail(E_INVAL, "the travelling state is out of bounds");
   for (u32 i = 0; i < RT->shared_count; i++)
@@ -86,10 +105,27 @@ static void check_state(void) {
   RT->shared_text[sizeof RT->shared_text - 1] = 0;
   RT->own_dir[RT_PATH_BYTES - 1] = 0;
   RT->cwd[RT_PATH_BYTES - 1] = 0;
-  struct rt_thread *t = &RT->threads[0];
-  if (!t->used || !t->parked || t->stack_low != ALT_STACKS_BASE || t->stack_bytes != ALT_STACK_BYTES ||
-      t->frame < t->stack_low || t->frame + sizeof(struct rt_ucontext) > t->stack_low + t->stack_bytes)
-    rt_fail(E_INVAL, "the parked frame is not on the thread's alternate stack");
+  u32 threads = 0;
+  for (u32 i = 0; i < RT_MAX_THREADS; i++) {
+    struct rt_thread *t = &RT->threads[i];
+    if (!t->used)
+      continue;
+    threads++;
+    if (!t->parked || t->stack_low != ALT_STACKS_BASE + i * ALT_STACK_BYTES ||
+        t->stack_bytes != ALT_STACK_BYTES || t->frame < t->stack_low + PAGE_BYTES ||
+        t->frame + sizeof(struct rt_ucontext) > t->stack_low + t->stack_bytes)
+      rt_fail(E_INVAL, "a parked frame is not on its thread's alternate stack");
+  }
+  if (threads == 0 || threads != RT->thread_count || RT->lock)
+    rt_fail(E_INVAL, "the table of threads is damaged");
+}
+
+/* The slot that the process's first thread takes over. */
+static struct rt_thread *first_thread(void) {
+  struct rt_thread *t = RT->threads;
+  while (!t->used)
+    t++;
+  return t;
 }
 
 static void prepare(void) {
@@ -102,29 +138,38 @@ static void prepare(void) {
   if (r)
     rt_fail(-r, why);
   raw1(__NR_umask, RT->umask);
-  RT->threads[0].tid = (i32)raw0(__NR_gettid);
+  CTL->state = RT_PREPARED; /* the agent waits for command_done as well */
+  r = rt_threads_restore(first_thread());
+  if (r)
+    rt_fail(-r, "the program's threads could not be made again");
   CTL->prepared_ns = now_ns();
-  CTL->state = RT_PREPARED;
+}
+
+void rt_return_to_program(struct rt_thread *t) {
+  rt_arm_thread(t);
+  raw2(__NR_arch_prctl, ARCH_SET_FS, t->fs_base);
+  rt_signals_restore_thread(t);
+  t->parked = 0;
+  __asm__ volatile("mov %0, %%rsp\n mov $15, %%eax\n syscall\n ud2" : : "r"(t->frame) : "memory");
+  __builtin_unreachable();
 }
 
 static void run(void) __attribute__((noreturn));
 static void run(void) {
-  struct rt_thread *t = &RT->threads[0];
-  u64 all = ~0ul;
-  raw4(__NR_rt_sigprocmask, 2, &all, 0, 8);
+  struct rt_thread *t = first_thread();
+  t->tid = (i32)raw0(__NR_gettid);
+  if (t->clear_child_tid)
+    raw1(__NR_set_tid_address, t->clear_child_tid);
   RT->moves++;
-  t->parked = 0;
   rt_clocks_restore();
   rt_signals_restore();
-  rt_arm_thread(t);
-  raw2(__NR_arch_prctl, ARCH_SET_FS, t->fs_base);
   CTL->running_ns = now_ns();
   CTL->state = RT_RUNNING;
   CTL->command_done = CTL->command_seq;
+  raw3(__NR_futex, &CTL->state, FUTEX_WAKE, RT_MAX_THREADS);
   rt_timers_start();
   rt_event();
-  __asm__ volatile("mov %0, %%rsp\n mov $15, %%eax\n syscall\n ud2" : : "r"(t->frame) : "memory");
-  __builtin_unreachable();
+  rt_return_to_program(t);
 }
 
 static void populate(u64 offset, u64 bytes) {
@@ -136,6 +181,8 @@ static void populate(u64 offset, u64 bytes) {
 }
 
 void rt_wait_for_commands(void) {
+  u64 all = ~0ul;
+  raw4(__NR_rt_sigprocmask, 2, &all, 0, 8);
   CTL->state = RT_WAITING;
   rt_event();
   for (u32 done = CTL->command_done;;) {

@@ -125,6 +125,8 @@ typedef i64 (*call_fn)(struct call *);
 /* park.c */
 void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc);
 void rt_event(void);
+void rt_thread_stops(void); /* this thread parks or exits: the last one saves the process */
+void rt_return_to_program(struct rt_thread *t) __attribute__((noreturn));
 void rt_wait_for_commands(void) __attribute__((noreturn));
 void rt_fail(int error, const char *text) __attribute__((noreturn));
 static inline struct rt_thread *rt_self(void) {
@@ -148,6 +150,12 @@ int rt_wait_again(struct call *c, struct wait_state *w, i64 result);
 /* entry.c */
 void rt_arm_thread(struct rt_thread *t); /* alternate stack and system-call trap of this thread */
 void rt_install_handlers(void);
+
+/* threads.c */
+void rt_lock(void); /* the tables in the arena; held only with all signals blocked */
+void rt_unlock(void);
+int rt_threads_restore(struct rt_thread *mine);
+i64 sys_clone(struct call *), sys_exit(struct call *);
 
 /* memory.c */
 void rt_memory_init(u64 low, u64 high);
@@ -201,6 +209,8 @@ void rt_restorer(void);
 i64 rt_kernel_sigaction(int sig, u64 handler, u64 flags, u64 mask);
 void rt_signals_save(void);
 void rt_signals_restore(void);
+void rt_signals_save_thread(struct rt_thread *t);
+void rt_signals_restore_thread(struct rt_thread *t);
 void rt_timers_stop(void);
 void rt_timers_start(void);
 i64 sys_rt_sigaction(struct call *), sys_rt_sigprocmask(struct call *), sys_rt_sigsuspend(struct call *),

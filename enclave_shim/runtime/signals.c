@@ -205,9 +205,20 @@ void rt_timers_start(void) {
       raw3(__NR_setitimer, i, RT->itimer[i], 0);
 }
 
+/* The kernel tells a thread's own pending signals and the process's together. */
+void rt_signals_save_thread(struct rt_thread *t) {
+  raw2(__NR_rt_sigpending, &t->pending, 8);
+  t->pending &= ~RUNTIME_SIGNALS;
+}
+
+/* What is pending for every thread is pending for the process. */
 void rt_signals_save(void) {
-  raw2(__NR_rt_sigpending, &RT->proc_pending, 8);
-  RT->proc_pending &= ~RUNTIME_SIGNALS;
+  RT->proc_pending = ~RUNTIME_SIGNALS;
+  for (u32 i = 0; i < RT_MAX_THREADS; i++)
+    if (RT->threads[i].used)
+      RT->proc_pending &= RT->threads[i].pending;
+  for (u32 i = 0; i < RT_MAX_THREADS; i++)
+    RT->threads[i].pending &= ~RT->proc_pending;
   for (int sig = 1; sig <= 64; sig++) {
     struct kernel_sigaction k;
     if (RT->sigactions[sig].flags & SA_RESETHAND && !IS_ERR(raw4(__NR_rt_sigaction, sig, 0, &k, 8)) &&
@@ -223,4 +234,10 @@ void rt_signals_restore(void) {
   for (int sig = 1; sig <= 64; sig++)
     if (RT->proc_pending & SIGBIT(sig))
       raw2(__NR_kill, raw0(__NR_getpid), sig);
+}
+
+void rt_signals_restore_thread(struct rt_thread *t) {
+  for (int sig = 1; sig <= 64; sig++)
+    if (t->pending & SIGBIT(sig))
+      raw3(__NR_tgkill, raw0(__NR_getpid), t->tid, sig);
 }
