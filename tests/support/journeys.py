@@ -1,0 +1,54 @@
+"""Moving a program to and fro at random instants, and comparing its answer with a native run."""
+
+import random
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from optmigd.bench.hosts import Host
+from optmigd.bench.programs import Program
+
+
+def answer_line(output: bytes) -> str:
+    """The line with which every test program ends."""
+    lines = [line for line in output.decode().splitlines() if line.startswith("answer")]
+    assert len(lines) == 1, f"expected one answer, found {lines}; output: {output[-500:]!r}"
+    return lines[0]
+
+
+def native_run(
+    program: Program, args: Sequence[str], folder: Path, stdin: bytes = b""
+) -> tuple[int, str]:
+    """Run the program outside any enclave; return its exit status and its answer."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [program.native, *args], cwd=folder, input=stdin, capture_output=True, check=False
+    )
+    return done.returncode, answer_line(done.stdout)
+
+
+class Journey:
+    """One enclave that travels between two hosts."""
+
+    def __init__(self, hosts: tuple[Host, Host], enclave: str, seed: int) -> None:
+        self.enclave = enclave
+        self.here, self.there = hosts
+        self.random = random.Random(seed)
+        self.moves: list[dict[str, Any]] = []
+
+    def move(self, longest_wait_s: float = 0.4, **options: Any) -> None:
+        """Wait a random while, then move it to the other host."""
+        time.sleep(self.random.uniform(0.0, longest_wait_s))  # the instant is what is random here
+        moved = self.here.client.migrate(self.enclave, self.there.name, **options)
+        self.moves.append(dict(moved))
+        self.here, self.there = self.there, self.here
+
+    def finish(self) -> tuple[int, str]:
+        """Wait for the program's end; return its exit status and its answer."""
+        # Asked on the host it left last: the question is passed on.
+        status = self.there.client.wait(self.enclave)["exit_status"]
+        output = b"".join(self.there.client.logs(self.enclave))
+        assert output == b"".join(self.here.client.logs(self.enclave))
+        return status, answer_line(output)
