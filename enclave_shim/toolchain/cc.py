@@ -2,7 +2,7 @@
 
 It behaves as any `cc`: what it does not know it hands to the compiler below, `zig cc` for static
 x86-64 musl. It adds to that only what an image needs: when it links, the runtime's objects and
-their entry point; and it refuses what cannot be an image (shared objects, position-independent programs).
+their entry point; and it refuses what cannot be an image (shared objects, say).
 """
 
 from __future__ import annotations

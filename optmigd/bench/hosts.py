@@ -4,7 +4,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,16 @@ class Host:
     folder: Path
 
 
-def start_host(name: str, folder: Path) -> Host:
-    """Start a daemon in a folder of its own, on a free port of the loopback.
+def start_host(
+    name: str, folder: Path, *, listen: str = "127.0.0.1:0", prefix: Sequence[str] = ()
+) -> Host:
+    """Start a daemon in a folder of its own.
+
+    Args:
+        name: of the host.
+        folder: for its configuration, state, log and control socket.
+        listen: where peers connect; a free port of the loopback if not given.
+        prefix: a command that runs the daemon, such as `ip netns exec NAME`.
 
     Raises:
         RuntimeError: it did not come up; the message has the end of its log.
@@ -38,9 +46,10 @@ def start_host(name: str, folder: Path) -> Host:
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             [
+                *prefix,
                 *(sys.executable, "-m", "optmigd.cli.serve", "serve"),
                 *("--config", str(folder / "optmigd.toml"), "--name", name),
-                *("--listen", "127.0.0.1:0", "--socket", str(socket)),
+                *("--listen", listen, "--socket", str(socket)),
                 *("--state-dir", str(folder / "state")),
             ],
             stdin=subprocess.DEVNULL,
@@ -86,8 +95,11 @@ def introduce(hosts: list[Host]) -> None:
 
 
 @contextmanager
-def two_hosts(first: str = "alpha", second: str = "beta") -> Iterator[tuple[Host, Host, Path]]:
-    """Start two daemons that know each other, and a folder that ends with them.
+def two_hosts(*, prefix: Sequence[str] = ()) -> Iterator[tuple[Host, Host, Path]]:
+    """Start two daemons that know each other, `alpha` and `beta`, and a folder that ends with them.
+
+    Args:
+        prefix: a command that runs each daemon.
 
     Yields:
         both hosts, and a folder for images and the like.
@@ -95,8 +107,8 @@ def two_hosts(first: str = "alpha", second: str = "beta") -> Iterator[tuple[Host
     with ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="optmigd-")))
         hosts = []
-        for name in (first, second):
-            hosts.append(start_host(name, folder / name))
+        for name in ("alpha", "beta"):
+            hosts.append(start_host(name, folder / name, prefix=prefix))
             cleanup.callback(stop_host, hosts[-1])
         introduce(hosts)
         yield hosts[0], hosts[1], folder

@@ -1,4 +1,4 @@
-"""`make soak`: hundreds of moves at random instants. SOAK_MOVES and SOAK_SEED set how many and which."""
+"""`make soak`: hundreds of moves at random instants (SOAK_MOVES, SOAK_SEED)."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""`optmig-cc` behaves as a compiler driver: options, several sources, and other people's Makefiles."""
+"""`optmig-cc` behaves as a compiler driver: options, several sources, ordinary Makefiles."""
 
 import os
 import shutil
