@@ -1,0 +1,133 @@
+"""What a daemon answers, as types.
+
+The answers are plain dicts, handed on as they came: a newer daemon may say more than these types
+know, and `optmigctl --json` prints all of it.
+"""
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+
+class Ping(TypedDict):
+    """The daemon's own name, version and platform."""
+
+    name: str
+    version: str
+    platform: str
+
+
+class Launched(TypedDict):
+    """A new enclave; `measurement` in hexadecimal."""
+
+    enclave: str
+    measurement: str
+    platform: str
+    tracker: str
+
+
+class BlockerAnswer(TypedDict):
+    """One reason why a migration cannot be."""
+
+    code: str
+    subject: str
+    message: str
+
+
+class Status(TypedDict):
+    """One enclave; `migration` is the state of one under way or of the last one, or None."""
+
+    enclave: str
+    state: Literal["running", "migrating", "exited", "moved"]
+    host: str
+    platform: str
+    measurement: str
+    tracker: str
+    memory_bytes: int
+    resident_bytes: int
+    exit_status: int | None
+    owner_generation: int
+    migration: dict[str, Any] | None
+    dir: NotRequired[str | None]
+    blockers: NotRequired[list[BlockerAnswer]]
+
+
+class Exit(TypedDict):
+    """How a program ended, and on which host; an `exit_status` of -N stands for signal N."""
+
+    exit_status: int
+    host: NotRequired[str]
+
+
+class Forecast(TypedDict, total=False):
+    """What a migration would take now, from a sampled dirty rate (pages per second)."""
+
+    rounds: int
+    total_time_ms: float
+    downtime_ms: float
+    dirty_pages_rate: float
+
+
+class Check(TypedDict):
+    """The outcome of a preflight; no blockers means that a migration would start."""
+
+    blockers: list[BlockerAnswer]
+    forecast: Forecast | None
+
+
+class Round(TypedDict):
+    """One finished round; `dirty_pages_rate` in pages per second."""
+
+    round_no: int
+    pages: int
+    zero_pages: int
+    bytes: int
+    duration_ms: float
+    dirty_pages_rate: float
+
+
+class Migration(TypedDict):
+    """A finished migration, as `optmigctl migrate --json` prints it."""
+
+    migration_id: str
+    enclave: str
+    source: str
+    destination: str
+    mode: Literal["precopy", "stop-and-copy"]
+    state: str
+    platform: str
+    rounds: list[Round]
+    total_bytes: int
+    transferred_bytes: int
+    zero_pages: int
+    setup_time_ms: float
+    downtime_ms: float
+    total_time_ms: float
+    throughput_mbps: float
+    state_digest: str
+    owner_generation: int
+    verified: bool | None
+    downtime_parts_ms: NotRequired[dict[str, float]]
+
+
+class CancelAnswer(TypedDict):
+    """The migration that was asked to stop, and its state then."""
+
+    migration_id: str
+    state: str
+
+
+class Identity(TypedDict):
+    """What the operators of peers need to know of this host."""
+
+    name: str
+    listen: str
+    key: str
+    fingerprint: str
+
+
+class PeerAnswer(TypedDict):
+    """A pinned peer."""
+
+    name: str
+    address: str
+    key: str
+    fingerprint: str

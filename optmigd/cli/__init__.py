@@ -1,0 +1,1 @@
+"""The commands `optmigd` and `optmigctl`."""
