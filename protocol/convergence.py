@@ -1,0 +1,229 @@
+"""When to switch over: a pure decision from measured numbers, taken after every round.
+
+The question is always the same: if the program were stopped now, how long would it stand still? If
+that is within the limit, switch over. If not, another round makes sense only while rounds shrink:
+what is dirty after a round must be clearly less than before. A count of rounds says nothing about
+that; a program that writes slowly may need many short rounds, one that writes everywhere none.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from optmigd.protocol.errors import LocalProtocolError
+
+PAGE_BYTES = 4096
+# A round shrinks if it leaves less than this share of what was dirty before.
+SHRINK = 0.9
+# Throughput is taken over this many rounds: the last one alone may be too short to measure.
+THROUGHPUT_ROUNDS = 3
+THROTTLE_STEP_PERMILLE = 100
+THROTTLE_MAX_PERMILLE = 990
+# A throttle aims at rounds that leave half of what they sent.
+THROTTLE_TARGET = 0.5
+
+OnStall = Literal["throttle", "switch", "abort"]
+
+
+@dataclass(frozen=True)
+class RoundStats:
+    """What one round was like.
+
+    Args:
+        round_no: from 0, which sends everything.
+        pages: sent with content.
+        zero_pages: sent as runs.
+        bytes: sent on the wire.
+        duration_s: seconds from the start of the round to the confirmation of its end.
+        dirty_pages: dirty at its end, so to be sent by the next one.
+        throttle_permille: how much of its time the program was held back meanwhile.
+    """
+
+    round_no: int
+    pages: int
+    zero_pages: int
+    bytes: int
+    duration_s: float
+    dirty_pages: int
+    throttle_permille: int = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the decision depends on besides measurements.
+
+    Args:
+        downtime_limit_ms: switch over when the expected downtime is at or below this.
+        on_stall: what to do when rounds stop shrinking.
+        fixed_ms: the part of the downtime that does not depend on dirty pages.
+        page_bytes: size of a page.
+    """
+
+    downtime_limit_ms: float
+    on_stall: OnStall
+    fixed_ms: float
+    page_bytes: int = PAGE_BYTES
+
+
+@dataclass(frozen=True)
+class Continue:
+    """Send another round, with the throttle as it is."""
+
+
+@dataclass(frozen=True)
+class SwitchOver:
+    """Quiesce now; `reason` is `converged` or `stalled`."""
+
+    reason: Literal["converged", "stalled"]
+
+
+@dataclass(frozen=True)
+class Throttle:
+    """Hold the program back for `permille` of its time, and send another round."""
+
+    permille: int
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Give up; `reason` is for a person."""
+
+    reason: str
+
+
+Decision = Continue | SwitchOver | Throttle | Abort
+
+
+def throughput(history: Sequence[RoundStats]) -> float:
+    """Return bytes per second over the last rounds; 0 where nothing was measured."""
+    recent = history[-THROUGHPUT_ROUNDS:]
+    duration_s = sum(stats.duration_s for stats in recent)
+    return sum(stats.bytes for stats in recent) / duration_s if duration_s > 0 else 0.0
+
+
+def expected_downtime_ms(
+    dirty_pages: int, throughput_bytes_s: float, fixed_ms: float, page_bytes: int = PAGE_BYTES
+) -> float:
+    """Return how long the program would stand still if it were stopped now.
+
+    Infinite where pages are dirty and no throughput is known.
+    """
+    if dirty_pages == 0:
+        return fixed_ms
+    if throughput_bytes_s <= 0:
+        return math.inf
+    return fixed_ms + 1000.0 * dirty_pages * page_bytes / throughput_bytes_s
+
+
+def stalled(history: Sequence[RoundStats]) -> bool:
+    """Whether rounds have stopped shrinking under the throttle that is in force.
+
+    Two rounds in a row must fail to shrink: one may have been unlucky. With nothing dirty there is
+    nothing left to shrink.
+    """
+    if len(history) < 3:
+        return False
+    before, *last_two = history[-3:]
+    if any(stats.throttle_permille != history[-1].throttle_permille for stats in last_two):
+        return False
+    return min(stats.dirty_pages for stats in last_two) >= SHRINK * before.dirty_pages
+
+
+def decide(history: Sequence[RoundStats], settings: Settings) -> Decision:
+    """Return what to do after the last round of `history`.
+
+    Args:
+        history: all rounds so far, in order.
+        settings: limits and strategy.
+    """
+    if not history:
+        return Continue()
+    last = history[-1]
+    speed = throughput(history)
+    expected = expected_downtime_ms(last.dirty_pages, speed, settings.fixed_ms, settings.page_bytes)
+    if expected <= settings.downtime_limit_ms:
+        return SwitchOver("converged")
+    if not stalled(history):
+        return Continue()
+    if settings.on_stall == "switch":
+        return SwitchOver("stalled")
+    if settings.on_stall == "throttle" and last.throttle_permille < THROTTLE_MAX_PERMILLE:
+        return Throttle(_next_throttle(last, speed, settings.page_bytes))
+    held = f" although it is held back {last.throttle_permille / 10:g} % of the time"
+    return Abort(
+        f"rounds have stopped shrinking{held if last.throttle_permille else ''}: "
+        f"{last.dirty_pages} pages are dirty after round {last.round_no}, sent at "
+        f"{speed / 1e6:.0f} MB/s; the expected downtime is {expected:.0f} ms and the limit "
+        f"{settings.downtime_limit_ms:g} ms. Raise the limit, give it more bandwidth, or choose "
+        f"another strategy for stalls"
+    )
+
+
+def _next_throttle(last: RoundStats, speed: float, page_bytes: int) -> int:
+    """Return the throttle under which rounds should halve, one step higher at the least."""
+    least = last.throttle_permille + THROTTLE_STEP_PERMILLE
+    dirtied = last.dirty_pages * page_bytes / last.duration_s if last.duration_s > 0 else math.inf
+    share = min(1.0, THROTTLE_TARGET * speed / dirtied) if dirtied > 0 else 1.0
+    running = (1000 - last.throttle_permille) * share
+    return min(THROTTLE_MAX_PERMILLE, max(least, round(1000 - running)))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a migration would be like at a sampled dirty rate.
+
+    Args:
+        rounds: before the switchover.
+        total_time_ms: from the first page to the program running.
+        downtime_ms: of that, how long it would stand still.
+        converges: whether the downtime limit would be met.
+    """
+
+    rounds: int
+    total_time_ms: float
+    downtime_ms: float
+    converges: bool
+
+
+def forecast(
+    *,
+    resident_pages: int,
+    dirty_pages_rate: float,
+    written_pages: int,
+    throughput_bytes_s: float,
+    settings: Settings,
+) -> Forecast:
+    """Predict rounds, time and downtime.
+
+    Args:
+        resident_pages: what round 0 sends.
+        dirty_pages_rate: distinct pages dirtied per second, from a sample.
+        written_pages: the most that can be dirty at once: the working set that is written.
+        throughput_bytes_s: of the data streams, more than 0.
+        settings: as for `decide`.
+
+    Raises:
+        LocalProtocolError: the throughput is not positive.
+    """
+    if throughput_bytes_s <= 0:
+        raise LocalProtocolError("a forecast needs a throughput")
+    history: list[RoundStats] = []
+    to_send = resident_pages
+    decision: Decision = Continue()
+    while isinstance(decision, Continue):
+        sent_bytes = to_send * settings.page_bytes
+        duration_s = sent_bytes / throughput_bytes_s
+        dirty = round(min(dirty_pages_rate * duration_s, written_pages, resident_pages))
+        history.append(RoundStats(len(history), to_send, 0, sent_bytes, duration_s, dirty))
+        to_send = dirty
+        decision = decide(history, settings)
+    downtime_ms = expected_downtime_ms(
+        to_send, throughput_bytes_s, settings.fixed_ms, settings.page_bytes
+    )
+    return Forecast(
+        rounds=len(history),
+        total_time_ms=1000.0 * sum(stats.duration_s for stats in history) + downtime_ms,
+        downtime_ms=downtime_ms,
+        converges=decision == SwitchOver("converged"),
+    )

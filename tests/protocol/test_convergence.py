@@ -1,0 +1,184 @@
+"""The decision after every round, from made-up measurements."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optmigd.protocol.convergence import (
+    THROTTLE_MAX_PERMILLE,
+    Abort,
+    Continue,
+    OnStall,
+    RoundStats,
+    Settings,
+    SwitchOver,
+    Throttle,
+    decide,
+    expected_downtime_ms,
+    forecast,
+    stalled,
+    throughput,
+)
+from optmigd.protocol.errors import LocalProtocolError
+
+SPEED = 1_000_000_000  # bytes per second
+
+
+def settings(on_stall: OnStall = "abort", limit_ms: float = 100) -> Settings:
+    return Settings(downtime_limit_ms=limit_ms, on_stall=on_stall, fixed_ms=10)
+
+
+def rounds(*dirty: int, throttle: int = 0) -> list[RoundStats]:
+    """Rounds at SPEED; the first sends a million pages, each leaves `dirty`."""
+    history = []
+    to_send = 1_000_000
+    for round_no, left in enumerate(dirty):
+        size = to_send * 4096
+        history.append(
+            RoundStats(round_no, to_send, 0, size, max(size, 4096) / SPEED, left, throttle)
+        )
+        to_send = left
+    return history
+
+
+def test_expected_downtime_is_pages_over_throughput_and_the_fixed_part() -> None:
+    assert expected_downtime_ms(250_000, SPEED, 10) == pytest.approx(10 + 1024)
+    assert expected_downtime_ms(0, 0, 10) == 10
+    assert math.isinf(expected_downtime_ms(1, 0, 10))
+
+
+def test_throughput_is_taken_over_the_last_rounds() -> None:
+    assert throughput([]) == 0
+    slow = RoundStats(0, 1, 0, 1, 1000.0, 1)
+    assert throughput([slow, *rounds(1000, 1000, 1000)]) == pytest.approx(SPEED)
+
+
+def test_it_switches_over_at_the_limit_and_not_above() -> None:
+    at_limit = 90 * SPEED // 1000 // 4096
+    assert decide(rounds(at_limit), settings()) == SwitchOver("converged")
+    assert decide(rounds(at_limit + 1), settings()) == Continue()
+
+
+def test_no_round_yet_means_a_first_one() -> None:
+    assert decide([], settings()) == Continue()
+
+
+def test_a_limit_below_the_fixed_part_is_never_met_and_is_seen() -> None:
+    assert isinstance(decide(rounds(0, 0, 0), settings(limit_ms=5)), Abort)
+
+
+def test_shrinking_rounds_go_on_however_many() -> None:
+    dirty = [int(900_000 * 0.93**n) for n in range(40)]
+    for count in range(1, len(dirty) + 1):
+        decision = decide(rounds(*dirty[:count]), settings(limit_ms=50))
+        assert decision in (Continue(), SwitchOver("converged"))
+
+
+def test_one_unlucky_round_is_no_stall() -> None:
+    assert not stalled(rounds(500_000, 600_000, 300_000))
+    assert stalled(rounds(500_000, 600_000, 490_000))
+
+
+@pytest.mark.parametrize(
+    ("on_stall", "expected"), [("switch", SwitchOver), ("abort", Abort), ("throttle", Throttle)]
+)
+def test_a_stall_is_answered_by_the_strategy(on_stall: OnStall, expected: type) -> None:
+    assert isinstance(decide(rounds(500_000, 500_000, 500_000), settings(on_stall)), expected)
+    assert decide(rounds(500_000, 500_000), settings(on_stall)) == Continue()
+
+
+def test_an_abort_names_the_figures() -> None:
+    decision = decide(rounds(500_000, 500_000, 500_000), settings())
+    assert isinstance(decision, Abort)
+    assert "500000 pages" in decision.reason
+    assert "2058 ms" in decision.reason
+    assert "limit 100 ms" in decision.reason
+
+
+def test_a_throttle_gets_time_to_work_and_then_rises_to_its_end() -> None:
+    history = rounds(500_000, 500_000, 500_000)
+    applied = [0]
+    for _ in range(60):
+        decision = decide(history, settings("throttle"))
+        if isinstance(decision, Abort):
+            break
+        if isinstance(decision, Throttle):
+            assert decision.permille > applied[-1]
+            applied.append(decision.permille)
+        history += rounds(500_000, throttle=applied[-1])
+    assert applied[-1] == THROTTLE_MAX_PERMILLE
+    assert isinstance(decision, Abort)
+    assert "held back 99 % of the time" in decision.reason
+    for permille in applied[1:]:
+        assert sum(stats.throttle_permille == permille for stats in history) >= 2
+
+
+@given(st.lists(st.integers(0, 2_000_000), max_size=12), st.sampled_from(["switch", "abort"]))
+def test_every_history_has_a_decision(dirty: list[int], on_stall: OnStall) -> None:
+    decision = decide(rounds(*dirty), settings(on_stall))
+    if dirty and expected_downtime_ms(dirty[-1], throughput(rounds(*dirty)), 10) <= 100:
+        assert decision == SwitchOver("converged")
+    else:
+        assert decision != SwitchOver("converged")
+
+
+def test_a_forecast_follows_the_decision() -> None:
+    calm = forecast(
+        resident_pages=1_000_000,
+        dirty_pages_rate=50_000,
+        written_pages=1_000_000,
+        throughput_bytes_s=SPEED,
+        settings=settings(),
+    )
+    # 4.1 s leave 204,800 pages, 0.84 s leave 41,943, 0.17 s leave 8,590: 35 ms.
+    assert calm.converges
+    assert calm.rounds == 3
+    assert calm.downtime_ms == pytest.approx(10 + 35.2, abs=0.5)
+    assert calm.total_time_ms == pytest.approx(4096 + 839 + 172 + 45, abs=5)
+
+
+def test_a_forecast_says_when_it_will_not_converge() -> None:
+    wild = forecast(
+        resident_pages=1_000_000,
+        dirty_pages_rate=900_000,
+        written_pages=600_000,
+        throughput_bytes_s=SPEED,
+        settings=settings(),
+    )
+    assert not wild.converges
+    assert wild.downtime_ms == pytest.approx(10 + 2457.6)
+
+
+def test_a_forecast_needs_a_throughput() -> None:
+    with pytest.raises(LocalProtocolError):
+        forecast(
+            resident_pages=1,
+            dirty_pages_rate=1,
+            written_pages=1,
+            throughput_bytes_s=0,
+            settings=settings(),
+        )
+
+
+@given(
+    st.integers(1, 10**7),
+    st.floats(0, 1e7),
+    st.integers(0, 10**7),
+    st.floats(1e3, 1e11),
+    st.sampled_from(["switch", "abort", "throttle"]),
+    st.floats(0, 1000),
+)
+def test_every_forecast_ends(
+    resident: int, rate: float, written: int, speed: float, on_stall: OnStall, limit_ms: float
+) -> None:
+    found = forecast(
+        resident_pages=resident,
+        dirty_pages_rate=rate,
+        written_pages=written,
+        throughput_bytes_s=speed,
+        settings=settings(on_stall, limit_ms),
+    )
+    assert found.rounds >= 1
+    assert found.converges == (found.downtime_ms <= limit_ms)

@@ -1,0 +1,585 @@
+"""Sealed records: what was sent arrives, and every kind of tampering is refused by name."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optmigd.protocol import records
+from optmigd.protocol.ciphers import (
+    AES_256_GCM,
+    CHACHA20_POLY1305,
+    check_chosen,
+    choose_cipher,
+    record_key,
+    supported_ciphers,
+)
+from optmigd.protocol.errors import (
+    ChannelClosed,
+    DecryptFailed,
+    LocalProtocolError,
+    OptmigError,
+    RemoteProtocolError,
+)
+from optmigd.protocol.record_format import (
+    MAX_META_BYTES,
+    check_file,
+    parse_runs,
+    unpack_header,
+)
+from optmigd.protocol.records import (
+    HEADER_BYTES,
+    RUN,
+    EndOfRound,
+    FileMeta,
+    Header,
+    Kind,
+    RunArray,
+    StreamOpener,
+    StreamSealer,
+    max_wire_bytes,
+    overall_chain,
+    state_digest,
+)
+from optmigd.protocol.session import SessionKeys
+
+KEYS = SessionKeys(bytes(range(32)))
+MIGRATION = b"migration-id-016"
+RECORD_BYTES = 1 << 16
+ARENA_PAGES = 1000
+PAGE = 4096
+
+Meta = RunArray | EndOfRound | FileMeta
+
+
+def runs(*pairs: tuple[int, int]) -> RunArray:
+    return np.array(list(pairs), dtype=RUN)
+
+
+def content(pages: int, seed: int = 0) -> bytes:
+    return np.random.default_rng(seed).bytes(pages * PAGE)
+
+
+@dataclass
+class Sender:
+    """A sealer that returns records as bytes."""
+
+    cipher: str = AES_256_GCM
+    stream: int = 0
+    keys: SessionKeys = KEYS
+    migration_id: bytes = MIGRATION
+    sealer: StreamSealer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sealer = StreamSealer(
+            self.keys, self.migration_id, self.stream, self.cipher, record_bytes=RECORD_BYTES
+        )
+        self.out = memoryview(bytearray(max_wire_bytes(RECORD_BYTES)))
+        self.sealer.next_round(0)
+
+    def pages(self, *pairs: tuple[int, int], seed: int = 0) -> bytes:
+        body = content(sum(count for _, count in pairs), seed)
+        return bytes(self.out[: self.sealer.seal_pages(runs(*pairs), body, self.out)])
+
+    def zero(self, *pairs: tuple[int, int]) -> bytes:
+        return bytes(self.out[: self.sealer.seal_zero(runs(*pairs), self.out)])
+
+    def file(self, meta: FileMeta, body: bytes = b"") -> bytes:
+        return bytes(self.out[: self.sealer.seal_file(meta, body, self.out)])
+
+    def end(self) -> bytes:
+        return bytes(self.out[: self.sealer.seal_end(self.out)])
+
+
+def new_opener(cipher: str = AES_256_GCM, stream: int = 0) -> StreamOpener:
+    return StreamOpener(
+        KEYS, MIGRATION, stream, cipher, arena_pages=ARENA_PAGES, record_bytes=RECORD_BYTES
+    )
+
+
+def open_record(opener: StreamOpener, record: bytes) -> tuple[Header, Meta, bytes]:
+    view = memoryview(record)
+    header = opener.parse_header(view[:HEADER_BYTES])
+    meta_end = HEADER_BYTES + header.sealed_meta_bytes
+    meta = opener.open_meta(header, view[HEADER_BYTES:meta_end])
+    body = bytearray(header.body_bytes)
+    if header.body_bytes:
+        opener.open_body(
+            header, view[meta_end : meta_end + header.sealed_body_bytes], memoryview(body)
+        )
+    assert meta_end + header.sealed_body_bytes == len(record)
+    return header, meta, bytes(body)
+
+
+def conversation(sender: Sender) -> list[bytes]:
+    """Two rounds with every kind of record."""
+    first = [
+        sender.pages((0, 2), (5, 1)),
+        sender.zero((10, 900)),
+        sender.file(FileMeta("own", "a/b.txt", "write", offset=3), b"hello"),
+        sender.end(),
+    ]
+    sender.sealer.next_round(1)
+    return [*first, sender.pages((5, 1), seed=1), sender.pages((0, 1), seed=2), sender.end()]
+
+
+@pytest.mark.parametrize("cipher", [AES_256_GCM, CHACHA20_POLY1305])
+def test_every_kind_of_record_arrives(cipher: str) -> None:
+    sender, opener = Sender(cipher), new_opener(cipher)
+    opened = [open_record(opener, record) for record in conversation(sender)]
+    kinds = [header.kind for header, _, _ in opened]
+    assert kinds == [
+        Kind.PAGES,
+        Kind.ZERO,
+        Kind.FILE,
+        Kind.END_OF_ROUND,
+        Kind.PAGES,
+        Kind.PAGES,
+        Kind.END_OF_ROUND,
+    ]
+    _, meta, body = opened[0]
+    assert isinstance(meta, np.ndarray)
+    assert meta.tolist() == [(0, 2), (5, 1)]
+    assert body == content(3)
+    assert opened[2][1:] == (FileMeta("own", "a/b.txt", "write", offset=3), b"hello")
+    end = opened[3][1]
+    assert isinstance(end, EndOfRound)
+    assert (end.records, end.pages, end.zero_pages) == (3, 3, 900)
+    assert opener.chain == sender.sealer.chain
+    assert opener.total_counts == sender.sealer.total_counts
+    assert opener.total_counts.all_pages == 905
+    assert opener.round_ended
+
+
+def test_no_content_is_in_the_clear() -> None:
+    sender = Sender()
+    marker = b"THE-SECRET-MARKER"
+    page = marker.ljust(PAGE, b"\0")
+    size = sender.sealer.seal_pages(runs((7, 1)), page, sender.out)
+    record = bytes(sender.out[:size])
+    assert marker not in record
+    assert runs((7, 1)).tobytes() not in record
+    assert marker not in sender.file(FileMeta("own", "x", "write"), marker)
+
+
+def test_equal_pages_look_different_each_time() -> None:
+    sender = Sender()
+    first, second = sender.pages((1, 1)), sender.pages((1, 1))
+    assert first[HEADER_BYTES:] != second[HEADER_BYTES:]
+
+
+Change = Callable[[list[bytes]], list[bytes]]
+
+
+def changed(records_: list[bytes], index: int, offset: int) -> list[bytes]:
+    record = bytearray(records_[index])
+    record[offset] ^= 1
+    return [*records_[:index], bytes(record), *records_[index + 1 :]]
+
+
+def refused(stream: list[bytes]) -> OptmigError:
+    """Open a stream that must fail, and return why; afterwards the opener must stay dead."""
+    opener = new_opener()
+    for record in stream:
+        try:
+            open_record(opener, record)
+        except (DecryptFailed, RemoteProtocolError) as error:
+            with pytest.raises(ChannelClosed):
+                opener.parse_header(bytes(HEADER_BYTES))
+            return error
+    raise AssertionError("a tampered stream was accepted")
+
+
+def test_every_flipped_bit_is_refused() -> None:
+    stream = conversation(Sender())
+    for index, record in enumerate(stream):
+        header = unpack_header(record[:HEADER_BYTES], record_bytes=RECORD_BYTES)
+        meta_end = HEADER_BYTES + header.sealed_meta_bytes
+        interesting = {*range(meta_end), meta_end, len(record) - 17, len(record) - 1}
+        for offset in sorted(interesting & set(range(len(record)))):
+            assert refused(changed(stream, index, offset)), f"record {index}, byte {offset}"
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda s: [*s[:1], *s[2:]],
+        lambda s: [s[0], s[0], *s[1:]],
+        lambda s: [s[1], s[0], *s[2:]],
+        lambda s: s[1:],
+        lambda s: [*s[:3], *s[4:]],
+        lambda s: [*s[:4], *s[:4], *s[4:]],
+        lambda s: [*s[:2], s[5], *s[3:]],
+        lambda s: s[4:],
+    ],
+    ids=[
+        "drop",
+        "repeat",
+        "reorder",
+        "drop-first",
+        "drop-end-of-round",
+        "repeat-round",
+        "splice-rounds",
+        "skip-round",
+    ],
+)
+def test_a_tampered_sequence_is_refused(tamper: Change) -> None:
+    error = refused(tamper(conversation(Sender())))
+    assert isinstance(error, DecryptFailed)
+    assert "dropped, repeated or reordered" in error.message
+
+
+def renumbered(record: bytes, sequence: int) -> bytes:
+    return record[:12] + struct.pack("<Q", sequence) + record[20:]
+
+
+def test_renumbering_hides_nothing() -> None:
+    stream = conversation(Sender())
+    assert "changed" in refused([stream[0], renumbered(stream[0], 1)]).message
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Sender(stream=0, migration_id=b"another-migr-016"),
+        Sender(keys=SessionKeys(bytes(32))),
+        Sender(cipher=CHACHA20_POLY1305),
+    ],
+    ids=["migration", "session", "cipher"],
+)
+def test_a_record_from_elsewhere_does_not_open(other: Sender) -> None:
+    assert isinstance(refused([other.pages((0, 1))]), DecryptFailed)
+
+
+def test_a_record_of_another_stream_does_not_open() -> None:
+    assert "another stream" in refused([Sender(stream=1).pages((0, 1))]).message
+    record = bytearray(Sender(stream=1).pages((0, 1)))
+    record[4] = 0  # the stream's number in the header
+    assert isinstance(refused([bytes(record)]), DecryptFailed)
+
+
+def test_a_body_does_not_open_behind_another_meta() -> None:
+    first, second = Sender().pages((0, 1), seed=1), Sender().pages((0, 1), seed=2)
+    third = Sender().pages((1, 1), seed=2)
+    meta_end = HEADER_BYTES + RUN.itemsize + 16
+    assert isinstance(refused([first[:meta_end] + third[meta_end:]]), DecryptFailed)
+    # The same key and nonce, as only a test can have it: the meta's tag binds the two parts.
+    assert first[:meta_end] == second[:meta_end]
+
+
+def test_cutting_off_is_seen_at_the_end_of_the_round() -> None:
+    sender, opener = Sender(), new_opener()
+    open_record(opener, sender.pages((0, 1)))
+    assert not opener.round_ended
+    assert opener.chain == sender.sealer.chain
+    sender.pages((1, 1))
+    assert opener.chain != sender.sealer.chain
+
+
+def test_an_end_of_round_must_fit_what_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("records", "pages", "zero_pages", "bytes"):
+        sender = Sender()
+        stream = [sender.pages((0, 1))]
+        setattr(sender.sealer.round_counts, name, 77)
+        error = refused([*stream, sender.end()])
+        assert isinstance(error, RemoteProtocolError)
+        assert "does not fit what has arrived" in error.message
+    sender = Sender()
+    stream = [sender.pages((0, 1))]
+    monkeypatch.setattr(StreamSealer, "chain", bytes(32))
+    bad_end = sender.end()
+    monkeypatch.undo()
+    assert "does not fit what has arrived" in refused([*stream, bad_end]).message
+
+
+def header_bytes(**fields: int) -> bytes:
+    values = {
+        "magic": 0x524F,
+        "kind": 1,
+        "reserved_1": 0,
+        "stream": 0,
+        "reserved_2": 0,
+        "round_no": 0,
+        "sequence": 0,
+        "meta_bytes": 12,
+        "body_bytes": PAGE,
+        "reserved_3": 0,
+    } | fields
+    return struct.pack("<HBBHHIQIII", *values.values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"magic": 0}, "not a record"),
+        ({"kind": 0}, "unknown kind"),
+        ({"kind": 5}, "unknown kind"),
+        ({"reserved_1": 1}, "reserved"),
+        ({"reserved_2": 1}, "reserved"),
+        ({"reserved_3": 1}, "reserved"),
+        ({"meta_bytes": 0}, "too large"),
+        ({"meta_bytes": MAX_META_BYTES + 1}, "too large"),
+        ({"meta_bytes": 2**32 - 1}, "too large"),
+        ({"body_bytes": RECORD_BYTES + 1}, "too large"),
+        ({"body_bytes": 2**32 - 1}, "too large"),
+        ({"meta_bytes": 13}, "page runs are cut off"),
+        ({"body_bytes": 0}, "with 0 bytes of body"),
+        ({"body_bytes": PAGE - 1}, "part of a page"),
+        ({"kind": 2}, "ZERO with 4096 bytes"),
+        ({"kind": 3}, "END_OF_ROUND with 4096 bytes"),
+        ({"sequence": 2**63}, "out of range"),
+        ({"sequence": 1}, "dropped, repeated or reordered"),
+        ({"round_no": 1}, "dropped, repeated or reordered"),
+        ({"stream": 1}, "dropped, repeated or reordered"),
+    ],
+)
+def test_a_header_out_of_bounds_is_refused_at_once(fields: dict[str, int], says: str) -> None:
+    with pytest.raises((RemoteProtocolError, DecryptFailed), match=says):
+        new_opener().parse_header(header_bytes(**fields))
+    new_opener().parse_header(header_bytes())
+
+
+@given(st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES))
+def test_any_header_is_parsed_or_refused(data: bytes) -> None:
+    try:
+        header = unpack_header(data, record_bytes=RECORD_BYTES)
+    except RemoteProtocolError:
+        return
+    assert header.meta_bytes <= MAX_META_BYTES
+    assert header.body_bytes <= RECORD_BYTES
+
+
+@given(st.binary(max_size=31) | st.binary(min_size=33, max_size=40))
+def test_a_header_of_another_length_is_refused(data: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        unpack_header(data, record_bytes=RECORD_BYTES)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.integers(0, 30), st.integers(2**64 - 40, 2**64 - 1)),
+            st.one_of(st.integers(0, 12), st.just(2**32 - 1)),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_page_runs_are_accepted_exactly_when_they_are_in_order(
+    pairs: list[tuple[int, int]],
+) -> None:
+    position = 0
+    good = True
+    for first, count in pairs:
+        good = good and first >= position and count > 0 and first + count <= 32
+        position = first + count
+    packed = b"".join(struct.pack("<QI", *pair) for pair in pairs)
+    if good:
+        assert parse_runs(packed, arena_pages=32).tolist() == pairs
+    else:
+        with pytest.raises(RemoteProtocolError):
+            parse_runs(packed, arena_pages=32)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_page_runs_or_refused(data: bytes) -> None:
+    try:
+        found = parse_runs(data, arena_pages=100)
+    except RemoteProtocolError:
+        return
+    assert found.tobytes() == data
+
+
+def test_runs_must_fit_the_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    sender = Sender()
+    with pytest.raises(LocalProtocolError):
+        sender.sealer.seal_pages(runs((0, 2)), content(1), sender.out)
+    monkeypatch.setattr(records, "count_pages", lambda _: 1)
+    size = sender.sealer.seal_pages(runs((0, 2)), content(1), sender.out)
+    monkeypatch.undo()
+    assert "do not fit its content" in refused([bytes(sender.out[:size])]).message
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        FileMeta("own", "../x", "write"),
+        FileMeta("own", "/etc/passwd", "write"),
+        FileMeta("own", "a//b", "write"),
+        FileMeta("own", "a/./b", "delete"),
+        FileMeta("own", "a/..", "mkdir"),
+        FileMeta("own", "a\0b", "write"),
+        FileMeta("own", "", "delete"),
+        FileMeta("own", "x", "symlink"),
+        FileMeta("own", "x", "symlink", target="a\0"),
+        FileMeta("own", "x", "write", target="y"),
+        FileMeta("own", "x", "write", offset=2**63 - 1),
+    ],
+)
+def test_a_file_change_out_of_order_is_refused(meta: FileMeta) -> None:
+    with pytest.raises(RemoteProtocolError):
+        check_file(meta, body_bytes=1 if meta.op == "write" else 0)
+    with pytest.raises(LocalProtocolError):
+        Sender().file(meta, b"x" if meta.op == "write" else b"")
+
+
+def test_content_belongs_to_writes_alone() -> None:
+    with pytest.raises(RemoteProtocolError, match="truncate with content"):
+        check_file(FileMeta("own", "x", "truncate"), body_bytes=1)
+    check_file(FileMeta("own", "", "meta", mode=0o700), body_bytes=0)
+
+
+@given(st.text(max_size=30))
+def test_an_accepted_file_name_stays_inside(path: str) -> None:
+    try:
+        check_file(FileMeta("own", path, "write"), body_bytes=0)
+    except RemoteProtocolError:
+        return
+    depth = 0
+    for name in path.split("/"):
+        depth += {"..": -1, ".": 0, "": 0}.get(name, 1)
+        assert depth >= 1
+
+
+def test_the_sealer_keeps_the_order_of_rounds() -> None:
+    sender = Sender()
+    with pytest.raises(LocalProtocolError, match="round 1 cannot follow round 0"):
+        sender.sealer.next_round(1)
+    sender.end()
+    with pytest.raises(LocalProtocolError, match="no round is open"):
+        sender.pages((0, 1))
+    with pytest.raises(LocalProtocolError, match="round 2 cannot follow round 0"):
+        sender.sealer.next_round(2)
+    sender.sealer.next_round(1)
+    with pytest.raises(LocalProtocolError, match="no round is open"):
+        StreamSealer(KEYS, MIGRATION, 0, AES_256_GCM).seal_end(sender.out)
+
+
+def test_the_sealer_refuses_what_does_not_fit() -> None:
+    sender = Sender()
+    chain = sender.sealer.chain
+    with pytest.raises(LocalProtocolError, match="does not fit"):
+        sender.pages((0, RECORD_BYTES // PAGE + 1))
+    with pytest.raises(LocalProtocolError, match="does not fit"):
+        sender.sealer.seal_zero(runs((0, 1)), sender.out[:50])
+    with pytest.raises(LocalProtocolError, match="dtype"):
+        sender.sealer.seal_zero(
+            np.array([(0, 1)], dtype=[("first", "<i8"), ("count", "<i8")]), sender.out
+        )
+    with pytest.raises(LocalProtocolError, match="without pages"):
+        sender.sealer.seal_zero(np.zeros(0, RUN), sender.out)
+    assert sender.sealer.chain == chain
+    open_record(new_opener(), sender.pages((0, 1)))
+
+
+def test_the_opener_is_driven_in_order() -> None:
+    record = memoryview(Sender().pages((0, 1)))
+    opener = new_opener()
+    header = opener.parse_header(record[:HEADER_BYTES])
+    meta_end = HEADER_BYTES + header.sealed_meta_bytes
+    body = memoryview(bytearray(PAGE))
+    with pytest.raises(LocalProtocolError):
+        opener.open_body(header, record[meta_end:], body)
+    with pytest.raises(LocalProtocolError):
+        opener.parse_header(record[:HEADER_BYTES])
+    opener.open_meta(header, record[HEADER_BYTES:meta_end])
+    with pytest.raises(LocalProtocolError):
+        opener.open_meta(header, record[HEADER_BYTES:meta_end])
+    with pytest.raises(LocalProtocolError):
+        opener.parse_header(record[:HEADER_BYTES])
+    with pytest.raises(LocalProtocolError, match="100 bytes of room for 4096"):
+        opener.open_body(header, record[meta_end:], body[:100])
+    opener.open_body(header, record[meta_end:], body)
+    assert bytes(body) == content(1)
+
+
+def test_nothing_counts_before_it_is_verified() -> None:
+    record = memoryview(changed([Sender().pages((0, 1))], 0, -1)[0])
+    opener = new_opener()
+    chain = opener.chain
+    with pytest.raises(DecryptFailed):
+        open_record(opener, bytes(record))
+    assert opener.chain == chain
+    assert opener.total_counts.records == 0
+
+
+def test_keys_differ_by_round_stream_cipher_and_session() -> None:
+    keys = {
+        record_key(secret, cipher, round_no, stream)
+        for secret in (bytes(32), b"\1" * 32)
+        for cipher in (AES_256_GCM, CHACHA20_POLY1305)
+        for round_no in (0, 1, 256, 65536)
+        for stream in (0, 1, 256)
+    }
+    assert len(keys) == 2 * 2 * 4 * 3
+
+
+def test_known_answers() -> None:
+    """Figures of this format, version 1: if they change, the version must change with them."""
+    assert record_key(bytes(32), AES_256_GCM, 1, 2).hex() == KNOWN_KEY
+    sender = Sender()
+    assert sender.pages((3, 1))[:64].hex() == KNOWN_RECORD
+    assert sender.sealer.chain.hex() == KNOWN_CHAIN
+    assert overall_chain([bytes(32), b"\1" * 32]).hex() == KNOWN_OVERALL
+    assert state_digest(MIGRATION, 5, bytes(32), b"manifest").hex() == KNOWN_STATE
+
+
+KNOWN_KEY = "d7684ca6280d072d2ec252fc8399f3ec70a4715184a7d8bf8d878b21d325b66b"
+KNOWN_RECORD = (
+    "4f520100000000000000000000000000000000000c0000000010000000000000"
+    "894c7edf55ba3bc4b3f88fa9bcd094df9fa257473dbb796ed4cc4bc00894fcbb"
+)
+KNOWN_CHAIN = "ef02caa25db9ff06e4e2634000748b7adbf1a12578000b5c6a588aec94266ec5"
+KNOWN_OVERALL = "1c3544dfd5561c330279d2571348e720facf0f7d42a4acb85562778bd7ae2b97"
+KNOWN_STATE = "afaefe29e7f45cce7b5150ac827e951bef10a4238074a9393398b6095b1e93de"
+
+
+def test_the_key_schedule_and_the_record_are_what_the_document_says() -> None:
+    """Written from docs/protocol.md alone, with other libraries' calls."""
+    info = b"optmigd records v1\0source to destination\0aes-256-gcm\0" + struct.pack("<IH", 0, 0)
+    key = HKDF(SHA256(), 32, salt=None, info=info).derive(KEYS.records_secret)
+    record = Sender().pages((3, 1), seed=9)
+    ad = MIGRATION + record[:32]
+    meta_end = 32 + 12 + 16
+    meta = AESGCM(key).decrypt(bytes(12), record[32:meta_end], ad)
+    assert struct.unpack("<QI", meta) == (3, 1)
+    ad += record[meta_end - 16 : meta_end]
+    nonce = bytes(4) + struct.pack("<Q", 1)
+    assert AESGCM(key).decrypt(nonce, record[meta_end:], ad) == content(1, seed=9)
+
+
+def test_digests_bind_every_part() -> None:
+    base = state_digest(MIGRATION, 5, bytes(32), b"manifest")
+    others = [
+        state_digest(MIGRATION[::-1], 5, bytes(32), b"manifest"),
+        state_digest(MIGRATION, 6, bytes(32), b"manifest"),
+        state_digest(MIGRATION, 5, b"\1" * 32, b"manifest"),
+        state_digest(MIGRATION, 5, bytes(32), b"manifesto"),
+    ]
+    assert len({base, *others}) == 5
+    assert overall_chain([bytes(32), b"\1" * 32]) != overall_chain([b"\1" * 32, bytes(32)])
+    assert overall_chain([]) != overall_chain([bytes(32)])
+    with pytest.raises(LocalProtocolError):
+        overall_chain([b"short"])
+    with pytest.raises(LocalProtocolError):
+        state_digest(b"short", 5, bytes(32), b"")
+
+
+def test_ciphers_are_chosen_from_what_both_have() -> None:
+    assert supported_ciphers(aes_in_hardware=True)[0] == AES_256_GCM
+    assert supported_ciphers(aes_in_hardware=False)[0] == CHACHA20_POLY1305
+    assert choose_cipher(["aegis-9000", CHACHA20_POLY1305, AES_256_GCM]) == CHACHA20_POLY1305
+    assert choose_cipher(["aegis-9000"]) is None
+    assert check_chosen(AES_256_GCM, [AES_256_GCM]) == AES_256_GCM
+    for chosen, proposed in ((AES_256_GCM, [CHACHA20_POLY1305]), ("none", ["none"])):
+        with pytest.raises(RemoteProtocolError):
+            check_chosen(chosen, proposed)
+    with pytest.raises(LocalProtocolError):
+        Sender(cipher="none")
