@@ -1,0 +1,230 @@
+"""What the agent shares with the C runtime: the Python mirror of `runtime/abi.h`.
+
+The header is the source; a test compiles it and compares every constant, size and offset with the
+numpy dtypes below, so a change on one side alone cannot go unnoticed. Structures are read and
+written in place, through numpy views of the shared memory: nothing is copied or parsed.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+ABI_VERSION = 1
+CTL_MAGIC = 0x4C54434D4954504F
+RT_MAGIC = 0x54524D4954504F01
+
+PAGE_BYTES = 4096
+ARENA_BASE = 0x100000000000
+CTL_BASE = 0x0FF000000000
+CTL_HEADER_BYTES = 1 << 20
+MARKS_BASE = CTL_BASE + CTL_HEADER_BYTES
+RT_STATE_BYTES = 8 << 20
+
+QUIESCE_SIGNAL = 63
+RESERVED_FD_FIRST = 1000
+RESERVED_FD_COUNT = 24
+
+RT_MAX_THREADS = 256
+RT_MAX_FDS = 1000
+RT_MAX_OFDS = 1000
+RT_PATH_BYTES = 1024
+RT_MAX_VMAS = 65536
+RT_MAX_SHARED = 32
+
+
+class Mode(IntEnum):
+    """How a process begins: with the program's first instruction, or from an arena."""
+
+    LAUNCH = 0
+    RESTORE = 1
+
+
+class RtState(IntEnum):
+    """`ctl.state`, written by the runtime."""
+
+    BOOTING = 0
+    WAITING = 1
+    RUNNING = 2
+    PARKED = 3
+    PREPARED = 4
+    EXITED = 5
+    FAILED = 6
+
+
+class Command(IntEnum):
+    """`ctl.command`, written by the agent while the runtime waits (mode RESTORE)."""
+
+    NONE = 0
+    POPULATE = 1
+    PREPARE = 2
+    RUN = 3
+    QUIT = 4
+
+
+class OfdKind(IntEnum):
+    """What an open file description of the program refers to."""
+
+    FREE = 0
+    OWN = 1
+    SHARED = 2
+    EXTERNAL = 3
+    DEVICE = 4
+    STDIN = 5
+    OUTPUT = 6
+    BLOCKER = 7
+
+
+FD_OPEN = 1
+
+CTL = np.dtype(
+    [
+        ("magic", "<u8"),
+        ("abi_version", "<u4"),
+        ("mode", "<u4"),
+        ("arena_bytes", "<u8"),
+        ("marks_bytes", "<u8"),
+        ("fd_arena", "<i4"),
+        ("fd_ctl", "<i4"),
+        ("fd_event", "<i4"),
+        ("fd_socket", "<i4"),
+        ("fd_own_dir", "<i4"),
+        ("fd_output", "<i4"),
+        ("fd_stdin", "<i4"),
+        ("fd_spare", "<i4"),
+        ("launch_offset", "<u8"),
+        ("launch_argc", "<u4"),
+        ("launch_envc", "<u4"),
+        ("launch_bytes", "<u4"),
+        ("shared_count", "<u4"),
+        ("state", "<u4"),
+        ("threads", "<u4"),
+        ("parked", "<u4"),
+        ("exit_status", "<i4"),
+        ("error", "<i4"),
+        ("command_done", "<u4"),
+        ("error_text", "S240"),
+        ("boot_ns", "<u8"),
+        ("parked_ns", "<u8"),
+        ("prepared_ns", "<u8"),
+        ("running_ns", "<u8"),
+        ("syscalls", "<u8"),
+        ("unsupported", "<u8", (8,)),
+        ("unsupported_ip", "<u8", (4,)),
+        ("unsupported_nr", "<u8", (4,)),
+        ("unsupported_seq", "<u4"),
+        ("vma_limit_hit", "<u4"),
+        ("command_seq", "<u4"),
+        ("command", "<u4"),
+        ("command_arg0", "<u8"),
+        ("command_arg1", "<u8"),
+        ("quiesce_seq", "<u4"),
+        ("resume_seq", "<u4"),
+        ("released", "<u4"),
+        ("pad0", "<u4"),
+    ],
+    align=True,
+)
+
+CTL_OFFSETS = {name: int(place[1]) for name, place in (CTL.fields or {}).items()}
+
+RT_FD = np.dtype([("state", "<u4"), ("cloexec", "<u4"), ("ofd", "<u4"), ("pad", "<u4")], align=True)
+
+RT_OFD = np.dtype(
+    [
+        ("kind", "<u4"),
+        ("refs", "<u4"),
+        ("flags", "<u4"),
+        ("blocker", "<u4"),
+        ("offset", "<i8"),
+        ("path", f"S{RT_PATH_BYTES}"),
+    ],
+    align=True,
+)
+
+RT_VMA = np.dtype([("start", "<u8"), ("end", "<u8"), ("prot", "<u4"), ("kind", "<u4")], align=True)
+
+RT_SIGACTION = np.dtype(
+    [("handler", "<u8"), ("flags", "<u8"), ("mask", "<u8"), ("restorer", "<u8")], align=True
+)
+
+RT_THREAD = np.dtype(
+    [
+        ("used", "<u4"),
+        ("vtid", "<i4"),
+        ("tid", "<i4"),
+        ("parked", "<u4"),
+        ("frame", "<u8"),
+        ("fs_base", "<u8"),
+        ("gs_base", "<u8"),
+        ("stack_low", "<u8"),
+        ("stack_bytes", "<u8"),
+        ("clear_child_tid", "<u8"),
+        ("robust_list", "<u8"),
+        ("robust_len", "<u8"),
+        ("pending", "<u8"),
+        ("quiesces", "<u8"),
+    ],
+    align=True,
+)
+
+RT_STATE = np.dtype(
+    [
+        ("magic", "<u8"),
+        ("abi_version", "<u4"),
+        ("moves", "<u4"),
+        ("arena_bytes", "<u8"),
+        ("low", "<u8"),
+        ("high", "<u8"),
+        ("brk_start", "<u8"),
+        ("brk_now", "<u8"),
+        ("brk_spare", "<u8"),
+        ("data_start", "<u8"),
+        ("data_end", "<u8"),
+        ("data_copy", "<u8"),
+        ("mono_offset_ns", "<i8"),
+        ("parked_mono_ns", "<u8"),
+        ("parked_real_ns", "<u8"),
+        ("cpu_offset_ns", "<i8"),
+        ("itimer", "<u8", (3, 4)),
+        ("proc_pending", "<u8"),
+        ("vpid", "<i4"),
+        ("next_vtid", "<i4"),
+        ("umask", "<u4"),
+        ("thread_count", "<u4"),
+        ("vma_count", "<u4"),
+        ("fd_high", "<u4"),
+        ("rlimit_stack", "<u8"),
+        ("rlimit_spare", "<u8"),
+        ("cwd", f"S{RT_PATH_BYTES}"),
+        ("own_dir", f"S{RT_PATH_BYTES}"),
+        ("exec_name", f"S{RT_PATH_BYTES}"),
+        ("shared_off", "<u8", (RT_MAX_SHARED,)),
+        ("shared_count", "<u4"),
+        ("outside_writes", "<u4"),
+        ("outside_path", "S256"),
+        ("handled", "<u8"),
+        ("shared_text", "S8192"),
+        ("sigactions", RT_SIGACTION, (65,)),
+        ("threads", RT_THREAD, (RT_MAX_THREADS,)),
+        ("fds", RT_FD, (RT_MAX_FDS,)),
+        ("ofds", RT_OFD, (RT_MAX_OFDS,)),
+        ("vmas", RT_VMA, (RT_MAX_VMAS,)),
+    ],
+    align=True,
+)
+
+# C's names of the structures above, for the test that compares them with the header.
+STRUCTS = {
+    "ctl": CTL,
+    "rt_fd": RT_FD,
+    "rt_ofd": RT_OFD,
+    "rt_vma": RT_VMA,
+    "rt_sigaction": RT_SIGACTION,
+    "rt_thread": RT_THREAD,
+    "rt_state": RT_STATE,
+}
+
+
+def text(field: bytes) -> str:
+    """A C string out of a fixed-size field (what follows its NUL is stale)."""
+    return field.split(b"\0", 1)[0].decode(errors="surrogateescape")

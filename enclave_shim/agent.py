@@ -1,0 +1,548 @@
+"""The shim agent: one enclave instance, from its launch or arrival to its end or departure.
+
+The agent is a trio program that answers Contract 1 (docs/architecture.md). It outlives the daemon:
+what a daemon must not miss is repeated to the next one (`connected`). It owns at most one instance
+and at most one migration at a time; the last migration is kept, because its token or its
+confirmation may arrive again.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+import structlog
+import trio
+from msgspec import Meta
+
+from optmigd.enclave_shim import abi, image, policy, preflight
+from optmigd.enclave_shim.abi import Mode, RtState
+from optmigd.enclave_shim.arena import Arena
+from optmigd.enclave_shim.connection import Params, Server
+from optmigd.enclave_shim.files import TravellingFiles
+from optmigd.enclave_shim.migration.common import (
+    RECORD_BYTES,
+    Binding,
+    Emit,
+    Enclave,
+    ExportOrders,
+    Identity,
+    ReceiveOrders,
+)
+from optmigd.enclave_shim.migration.destination import Destination
+from optmigd.enclave_shim.migration.forecast import sample_dirty
+from optmigd.enclave_shim.migration.source import Source
+from optmigd.enclave_shim.platforms import Platform
+from optmigd.enclave_shim.process import DEFAULT_OWN_DIR, Process, Start
+from optmigd.enclave_shim.tracker import probe
+from optmigd.protocol.convergence import OnStall
+from optmigd.protocol.errors import (
+    AlreadyMigrating,
+    ChannelClosed,
+    EnclaveError,
+    OptmigError,
+    RemoteProtocolError,
+    RuntimeFailed,
+    TrackerUnavailable,
+)
+
+MAX_ARENA_BYTES = 1 << 44
+MUST_ARRIVE = frozenset({"session", "release", "resumed"})
+
+Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Memory = Annotated[int, Meta(ge=1 << 20, le=MAX_ARENA_BYTES)]
+StreamCount = Annotated[int, Meta(ge=1, le=64)]
+P = TypeVar("P", bound=msgspec.Struct)
+
+
+class _Launch(msgspec.Struct, forbid_unknown_fields=True):
+    enclave: str
+    image: str
+    policy: bytes
+    args: list[str]
+    env: dict[str, str]
+    memory_bytes: Memory
+    own_dir: str
+    shared: Annotated[list[str], Meta(max_length=abi.RT_MAX_SHARED)]
+    stdin: str
+
+
+class _Receive(msgspec.Struct, forbid_unknown_fields=True):
+    migration_id: Id16
+    enclave: str
+    generation: int
+    image: str
+    policy: bytes
+    memory_bytes: Memory
+    resident_bytes: int
+    streams: StreamCount
+    dry_run: bool
+    source_host: Key32
+    destination_host: Key32
+    own_dir: str
+
+
+class _Export(msgspec.Struct, forbid_unknown_fields=True):
+    migration_id: Id16
+    mode: Literal["precopy", "stop-and-copy"]
+    streams: StreamCount
+    downtime_limit_ms: float
+    max_bandwidth: int
+    on_stall: OnStall
+    verify: bool
+    timeout_s: float
+    dry_run: bool
+    source_host: Key32
+    destination_host: Key32
+
+
+class _AddStream(msgspec.Struct, forbid_unknown_fields=True):
+    migration_id: Id16
+    index: int
+
+
+class _Which(msgspec.Struct, forbid_unknown_fields=True):
+    migration_id: Id16
+
+
+class _Sample(msgspec.Struct, forbid_unknown_fields=True):
+    interval_s: Annotated[float, Meta(gt=0, le=60)]
+
+
+class _Payload(msgspec.Struct, forbid_unknown_fields=True):
+    migration_id: Id16
+    payload: bytes
+
+
+class Agent:
+    """The agent of one instance directory, which is the working directory.
+
+    Args:
+        directory: INSTANCE_DIR.
+        platform: makes and checks evidence here.
+        log: where to.
+
+    """
+
+    def __init__(
+        self, directory: Path, platform: Platform, log: structlog.stdlib.BoundLogger
+    ) -> None:
+        self._directory = directory
+        self._platform = platform
+        self._log = log
+        self._server = Server(self, log)
+        self._enclave: Enclave | None = None
+        self._migration: Source | Destination | None = None
+        self._busy = False
+        self._exit_status: int | None = None
+        self._stopping = trio.Event()
+        self._idle = trio.Event()  # no migration is under way
+        self._idle.set()
+        self._digests = preflight.DigestCache()
+        self._methods: dict[str, Callable[[Params, int], Awaitable[Params]]] = {
+            "launch": self._launch,
+            "receive": self._receive,
+            "export": self._export,
+            "add_stream": self._add_stream,
+            "cancel": self._cancel,
+            "status": self._status,
+            "sample_dirty": self._sample_dirty,
+            "stop": self._stop,
+            "shutdown": self._shutdown,
+        }
+
+    async def run(self, socket_path: str, ready: Callable[[], None]) -> None:
+        """Serve until told to shut down; the program is ended then.
+
+        Args:
+            socket_path: where to listen, relative to the working directory.
+            ready: called when connections are accepted.
+
+        """
+        if self._platform.warning:
+            self._log.warning("platform_gives_no_protection", warning=self._platform.warning)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(self._server.serve, socket_path, nursery)
+            ready()
+            await self._stopping.wait()
+            nursery.cancel_scope.cancel()
+
+    # ---- Handler ----
+
+    async def request(self, method: str, params: Params, fd: int) -> Params:
+        """Answer a request; see `Handler`."""
+        handler = self._methods.get(method)
+        if handler is None:
+            raise RemoteProtocolError(f"this agent knows no method {method!r}")
+        return await handler(params, fd)
+
+    async def event(self, event: str, params: Params) -> None:
+        """Take a one-way message; see `Handler`. One that fits nothing is logged and dropped."""
+        message = _read(params, _Payload)
+        migration = self._migration
+        if migration is None or migration.orders.binding.migration_id != message.migration_id:
+            self._log.info("event_of_unknown_migration_ignored", event_name=event)
+            return
+        try:
+            if event == "session":
+                migration.deliver(message.payload)
+            elif event == "token_delivered" and isinstance(migration, Destination):
+                await migration.token_delivered(message.payload)
+            elif event == "resumed_delivered" and isinstance(migration, Source):
+                await migration.resumed_delivered(message.payload)
+            else:
+                self._log.warning("event_refused", event_name=event)
+        except OptmigError as error:
+            self._log.warning("event_refused", event_name=event, code=error.code, error=str(error))
+
+    async def connected(self) -> None:
+        """Repeat what was left unanswered; see `Handler`."""
+        if self._migration is not None:
+            await self._migration.daemon_back()
+        if self._exit_status is not None:
+            await self._server.send("exited", {"exit_status": self._exit_status})
+
+    def disconnected(self) -> None:
+        """The daemon has gone; see `Handler`."""
+        if isinstance(self._migration, Source):
+            self._migration.daemon_lost()
+
+    # ---- the instance ----
+
+    async def _launch(self, params: Params, fd: int) -> Params:
+        wanted = _read(params, _Launch)
+        self._claim()
+        try:
+            identity = await self._identify(wanted.enclave, wanted.image, wanted.policy)
+            own_dir = Path(wanted.own_dir) if wanted.own_dir else self._directory / "own"
+            if not wanted.own_dir:
+                own_dir.mkdir(mode=0o700, exist_ok=True)
+            elif not own_dir.is_absolute() or not own_dir.is_dir():
+                raise EnclaveError(f"the enclave's own directory {own_dir} is not a directory")
+            io_files = {"output.log": self._directory / "output.log"}
+            if wanted.stdin:
+                io_files["stdin"] = Path(wanted.stdin)
+            self._enclave = await self._start(
+                identity,
+                Mode.LAUNCH,
+                wanted.memory_bytes,
+                Start(
+                    name=wanted.enclave,
+                    own_dir=own_dir,
+                    output=io_files["output.log"],
+                    stdin=io_files.get("stdin"),
+                    virtual_dir=str(own_dir) if wanted.own_dir else DEFAULT_OWN_DIR,
+                    argv=[wanted.enclave, *wanted.args],
+                    env=wanted.env,
+                    shared=wanted.shared,
+                ),
+                io_files,
+                generation=1,
+            )
+        finally:
+            self._busy = False
+        enclave = self._enclave
+        self._log.info("enclave_launched", enclave=wanted.enclave, pid=enclave.process.pid)
+        return {**self._describe(enclave), "pid": enclave.process.pid}
+
+    def _claim(self) -> None:
+        if self._enclave is not None or self._migration is not None or self._busy:
+            raise EnclaveError("this agent has an enclave already")
+        self._busy = True
+
+    async def _identify(self, name: str, image_path: str, policy_text: bytes) -> Identity:
+        rules = policy.parse(policy_text)
+        loaded = await trio.to_thread.run_sync(image.load, image_path)
+        measurement = await trio.to_thread.run_sync(loaded.measurement, rules.digest())
+        return Identity(name, loaded, rules, measurement, self._platform)
+
+    async def _start(
+        self,
+        identity: Identity,
+        mode: Mode,
+        memory_bytes: int,
+        how: Start,
+        io_files: dict[str, Path],
+        *,
+        generation: int,
+    ) -> Enclave:
+        """Start a process of the image and wait until it runs, or waits for commands."""
+        size_bytes = -(-memory_bytes // abi.PAGE_BYTES) * abi.PAGE_BYTES
+        try:
+            arena = Arena(size_bytes)
+            process = Process(arena, identity.image, mode, how)
+        except (OSError, ValueError) as error:
+            raise RuntimeFailed(f"the image could not be started: {error}") from error
+        enclave = Enclave(
+            identity=identity,
+            arena=arena,
+            process=process,
+            generation=generation,
+            own_dir=how.own_dir,
+            virtual_dir=how.virtual_dir,
+            io_files=io_files,
+            digests=self._digests,
+        )
+        await self._nursery.start(process.run)
+        self._nursery.start_soon(self._tell_exit, enclave)
+        try:
+            await process.booted()
+        except BaseException:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.exited.wait()
+            arena.close()
+            raise
+        return enclave
+
+    async def _tell_exit(self, enclave: Enclave) -> None:
+        """Report the program's end, unless it ended because it moved or never ran here."""
+        await enclave.process.exited.wait()
+        if enclave is not self._here() or enclave.process.released:
+            return
+        self._exit_status = enclave.process.exit_status
+        self._log.info("program_exited", exit_status=self._exit_status)
+        with suppress(ChannelClosed):  # the next daemon is told when it connects
+            await self._server.send("exited", {"exit_status": self._exit_status})
+        await self._idle.wait()
+        await trio.to_thread.run_sync(enclave.arena.close)
+
+    def _here(self) -> Enclave | None:
+        """The instance that this agent has the right to run, if it has one."""
+        arrived = self._migration
+        if isinstance(arrived, Destination) and arrived.migration.released:
+            return arrived.enclave
+        return self._enclave
+
+    def _running(self) -> Enclave:
+        enclave = self._here()
+        if enclave is None or enclave.process.exited.is_set() or enclave.process.released:
+            raise EnclaveError("no program runs here")
+        return enclave
+
+    def _describe(self, enclave: Enclave) -> Params:
+        why = probe(enclave.process)
+        return {
+            "measurement": enclave.identity.measurement.hex(),
+            "platform": self._platform.name,
+            "tracker": "none" if why else "kernel",
+        }
+
+    # ---- migrations ----
+
+    async def _receive(self, params: Params, fd: int) -> Params:
+        wanted = _read(params, _Receive)
+        self._claim()
+        try:
+            identity = await self._identify(wanted.enclave, wanted.image, wanted.policy)
+            orders = ReceiveOrders(
+                binding=Binding(wanted.migration_id, wanted.source_host, wanted.destination_host),
+                generation=wanted.generation,
+                memory_bytes=-(-wanted.memory_bytes // abi.PAGE_BYTES) * abi.PAGE_BYTES,
+                streams=wanted.streams,
+                dry_run=wanted.dry_run,
+                virtual_dir=wanted.own_dir or DEFAULT_OWN_DIR,
+            )
+
+            async def prepare() -> Enclave:
+                return await self._prepare(identity, orders)
+
+            migration = Destination(
+                identity,
+                orders,
+                prepare,
+                self._digests,
+                self._emitter(wanted.migration_id),
+                self._log.bind(migration_id=wanted.migration_id.hex(), role="destination"),
+            )
+            self._begin(migration)
+        finally:
+            self._busy = False
+        return {
+            "measurement": identity.measurement.hex(),
+            "platform": self._platform.name,
+            "tracker": "kernel",
+        }
+
+    async def _prepare(self, identity: Identity, orders: ReceiveOrders) -> Enclave:
+        """The new instance's directories, memory and waiting process."""
+        own_dir = self._directory / "own"
+        own_dir.mkdir(mode=0o700)
+        io_files = {name: self._directory / name for name in ("output.log", "stdin")}
+        for path in io_files.values():
+            # They exist before the process opens them; what they hold arrives later.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        return await self._start(
+            identity,
+            Mode.RESTORE,
+            orders.memory_bytes,
+            Start(
+                name=identity.name,
+                own_dir=own_dir,
+                output=io_files["output.log"],
+                stdin=io_files["stdin"],
+                virtual_dir=orders.virtual_dir,
+            ),
+            io_files,
+            generation=orders.generation,
+        )
+
+    async def _export(self, params: Params, fd: int) -> Params:
+        wanted = _read(params, _Export)
+        enclave = self._running()
+        if not self._idle.is_set():
+            raise AlreadyMigrating("another migration of this enclave is in progress")
+        if enclave.process.state is not RtState.RUNNING:
+            raise EnclaveError(f"the program is {enclave.process.state.name.lower()}, not running")
+        orders = ExportOrders(
+            binding=Binding(wanted.migration_id, wanted.source_host, wanted.destination_host),
+            mode=wanted.mode,
+            streams=wanted.streams,
+            downtime_limit_ms=wanted.downtime_limit_ms,
+            max_bandwidth=wanted.max_bandwidth,
+            on_stall=wanted.on_stall,
+            verify=wanted.verify,
+            timeout_s=wanted.timeout_s,
+            dry_run=wanted.dry_run,
+        )
+        self._enclave = enclave
+        self._begin(
+            Source(
+                enclave,
+                orders,
+                self._emitter(wanted.migration_id),
+                self._log.bind(migration_id=wanted.migration_id.hex(), role="source"),
+            )
+        )
+        return {}
+
+    def _begin(self, migration: Source | Destination) -> None:
+        self._migration = migration
+        self._idle = trio.Event()
+        self._nursery.start_soon(self._carry_through, migration)
+
+    async def _carry_through(self, migration: Source | Destination) -> None:
+        try:
+            await migration.run()
+        finally:
+            self._idle.set()
+
+    def _emitter(self, migration_id: bytes) -> Emit:
+        async def emit(event: str, params: Params) -> None:
+            try:
+                await self._server.send(event, {"migration_id": migration_id, **params})
+            except ChannelClosed:
+                if event in MUST_ARRIVE:
+                    raise
+                self._log.info("event_not_delivered", event_name=event)
+
+        return emit
+
+    def _find(self, migration_id: bytes) -> Source | Destination:
+        migration = self._migration
+        if migration is None or migration.orders.binding.migration_id != migration_id:
+            raise EnclaveError(f"no migration {migration_id.hex()} is under way here")
+        return migration
+
+    async def _add_stream(self, params: Params, fd: int) -> Params:
+        try:
+            wanted = _read(params, _AddStream)
+            migration = self._find(wanted.migration_id)
+        except OptmigError:
+            os.close(fd)
+            raise
+        migration.streams.add(wanted.index, fd)
+        return {}
+
+    async def _cancel(self, params: Params, fd: int) -> Params:
+        self._find(_read(params, _Which).migration_id).cancel()
+        return {}
+
+    # ---- questions and the end ----
+
+    async def _status(self, params: Params, fd: int) -> Params:
+        enclave = self._here()
+        if enclave is None:
+            migrating = isinstance(self._migration, Destination)
+            return {
+                "state": "waiting" if migrating and not self._idle.is_set() else "booting",
+                "exit_status": None,
+                "measurement": "",
+                "platform": self._platform.name,
+                "tracker": "none",
+                "memory_bytes": 0,
+                "resident_bytes": 0,
+                "generation": 0,
+                "pid": 0,
+                "blockers": [],
+            }
+        found = await trio.to_thread.run_sync(self._blockers, enclave)
+        return {
+            **self._describe(enclave),
+            "state": _state_name(enclave),
+            "exit_status": self._exit_status,
+            "memory_bytes": enclave.arena.size_bytes,
+            "resident_bytes": enclave.arena.resident_bytes(),
+            "generation": enclave.generation,
+            "pid": enclave.process.pid,
+            "blockers": found,
+        }
+
+    def _blockers(self, enclave: Enclave) -> list[Params]:
+        if enclave.process.exited.is_set():
+            return []
+        files = TravellingFiles(enclave.own_dir, enclave.io_files, RECORD_BYTES)
+        found = [*preflight.open_files(enclave.arena).blockers, *files.blockers()]
+        return [dict(blocker.as_fields()) for blocker in found]
+
+    async def _sample_dirty(self, params: Params, fd: int) -> Params:
+        wanted = _read(params, _Sample)
+        enclave = self._running()
+        if not self._idle.is_set():
+            raise AlreadyMigrating("its dirty pages are being tracked by a migration")
+        if why := probe(enclave.process):
+            raise TrackerUnavailable(why)
+        self._idle = trio.Event()
+        try:
+            sample = await sample_dirty(enclave, wanted.interval_s)
+        finally:
+            self._idle.set()
+        return sample.fields()
+
+    async def _stop(self, params: Params, fd: int) -> Params:
+        enclave = self._here()
+        if enclave is None:
+            raise EnclaveError("no program runs here")
+        enclave.process.kill()
+        await enclave.process.exited.wait()
+        return {"exit_status": enclave.process.exit_status}
+
+    async def _shutdown(self, params: Params, fd: int) -> Params:
+        self._stopping.set()
+        return {}
+
+
+def _state_name(enclave: Enclave) -> str:
+    """The state of Contract 1's `status`."""
+    if enclave.process.released:
+        return "released"
+    names = {RtState.PREPARED: "waiting"}
+    state = enclave.process.state
+    return names.get(state, state.name.lower())
+
+
+def _read(params: Params, type_: type[P]) -> P:
+    """Read a request's parameters.
+
+    Raises:
+        RemoteProtocolError: a parameter is missing, unknown or out of bounds.
+
+    """
+    try:
+        return msgspec.convert(params, type_)
+    except msgspec.ValidationError as error:
+        raise RemoteProtocolError(f"the request's parameters are not valid: {error}") from error

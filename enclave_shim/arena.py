@@ -1,0 +1,319 @@
+"""The enclave's memory: one memfd that agent and application both map.
+
+The arena is everything that travels. The application maps it at `ARENA_BASE`, the agent wherever
+the kernel likes; pages are named by their number within the arena on both sides. A page that was
+never touched is a hole in the memfd. Reading a hole through a mapping would allocate it, so
+whoever reads many pages asks `split_resident` first.
+
+The control block (`Control`) is the second shared memory: it belongs to one process on one host
+and never travels (see `abi.py`).
+"""
+
+import errno
+import hashlib
+import mmap
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optmigd.enclave_shim import abi, linux
+from optmigd.protocol.records import RUN
+
+Runs = NDArray[Any]  # of dtype RUN
+HASH_CHUNK_PAGES = 4096
+MIN_CHECKED_RUN_PAGES = 16
+
+
+def as_runs(firsts: NDArray[Any], counts: NDArray[Any]) -> Runs:
+    """Put two arrays of page numbers and page counts together as runs."""
+    runs = np.empty(len(firsts), dtype=RUN)
+    runs["first"] = firsts
+    runs["count"] = counts
+    return runs
+
+
+def runs_of_pages(pages: NDArray[Any]) -> Runs:
+    """Sorted, distinct page numbers as runs."""
+    if len(pages) == 0:
+        return np.empty(0, dtype=RUN)
+    breaks = np.flatnonzero(np.diff(pages) != 1) + 1
+    starts = np.concatenate(([0], breaks))
+    ends = np.concatenate((breaks, [len(pages)]))
+    return as_runs(pages[starts], ends - starts)
+
+
+def pages_of_runs(runs: Runs) -> NDArray[np.int64]:
+    """Every page number that the runs name, in their order."""
+    counts = runs["count"].astype(np.int64)
+    total = int(counts.sum())
+    if total == 0:
+        return np.empty(0, dtype=np.int64)
+    offsets = np.cumsum(counts) - counts
+    starts: NDArray[np.int64] = runs["first"].astype(np.int64) - offsets
+    pages: NDArray[np.int64] = np.arange(total, dtype=np.int64) + np.repeat(starts, counts)
+    return pages
+
+
+def merge_runs(*parts: Runs) -> Runs:
+    """The union of several lists of runs: sorted, not overlapping, adjacent runs joined."""
+    runs = np.concatenate(parts) if parts else np.empty(0, dtype=RUN)
+    if len(runs) < 2:
+        return runs
+    runs = runs[np.argsort(runs["first"], kind="stable")]
+    first = runs["first"].astype(np.int64)
+    reach = np.maximum.accumulate(first + runs["count"])
+    starts = np.concatenate(([True], first[1:] > reach[:-1]))
+    start_index = np.flatnonzero(starts)
+    ends = np.concatenate((reach[start_index[1:] - 1], reach[-1:]))
+    return as_runs(first[start_index], ends - first[start_index])
+
+
+def count_pages(runs: Runs) -> int:
+    """How many pages the runs name."""
+    return int(runs["count"].sum(dtype=np.int64))
+
+
+def coarse_runs(runs: Runs, limit: int) -> Runs:
+    """At most `limit` runs that cover the given ones, by filling the smallest gaps."""
+    if len(runs) <= limit:
+        return runs
+    first = runs["first"].astype(np.int64)
+    end = first + runs["count"]
+    gaps = first[1:] - end[:-1]
+    keep = np.sort(np.argpartition(gaps, len(gaps) - (limit - 1))[len(gaps) - (limit - 1) :])
+    starts = np.concatenate((first[:1], first[1:][keep]))
+    ends = np.concatenate((end[:-1][keep], end[-1:]))
+    return as_runs(starts, ends - starts)
+
+
+class Arena:
+    """One memfd and this process's mapping of it.
+
+    Attributes:
+        fd: the memfd.
+        size_bytes: its size, whole pages.
+        pages: the memory as a numpy array of shape (page count, 4096), of bytes.
+        view: the same as a flat memoryview.
+        rt_state: the runtime's travelling state at its start, of dtype `abi.RT_STATE`.
+
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        if size_bytes <= abi.RT_STATE_BYTES or size_bytes % abi.PAGE_BYTES:
+            raise ValueError(
+                f"an arena is whole pages and more than {abi.RT_STATE_BYTES} bytes, "
+                f"not {size_bytes} bytes"
+            )
+        self.size_bytes = size_bytes
+        self.page_count = size_bytes // abi.PAGE_BYTES
+        self.fd = os.memfd_create("optmig-arena", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, size_bytes)
+            self._map = mmap.mmap(self.fd, size_bytes, mmap.MAP_SHARED)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        # Pages with plaintext belong into no core file of the agent.
+        self._map.madvise(mmap.MADV_DONTDUMP)
+        flat = np.frombuffer(self._map, dtype=np.uint8)
+        self.pages: NDArray[np.uint8] = flat.reshape(self.page_count, abi.PAGE_BYTES)
+        self.view = flat.data
+        self.address = int(flat.ctypes.data)
+        self.rt_state = flat[: abi.RT_STATE.itemsize].view(abi.RT_STATE)[0]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the memory was given back."""
+        return self.fd < 0
+
+    def resident_bytes(self) -> int:
+        """Bytes that are allocated now (a hole costs nothing)."""
+        return 0 if self.closed else os.fstat(self.fd).st_blocks * 512
+
+    def resident_runs(self, first: int = 0, end: int | None = None) -> Runs:
+        """The allocated pages of [first, end), in page numbers; about 20 ns per page."""
+        stop = self.size_bytes if end is None else end * abi.PAGE_BYTES
+        firsts: list[int] = []
+        counts: list[int] = []
+        at = first * abi.PAGE_BYTES
+        while at < stop:
+            try:
+                start = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    break
+                raise
+            if start >= stop:
+                break
+            at = min(os.lseek(self.fd, start, os.SEEK_HOLE), stop)
+            firsts.append(start // abi.PAGE_BYTES)
+            counts.append((at - start) // abi.PAGE_BYTES)
+        return as_runs(np.array(firsts, dtype=np.int64), np.array(counts, dtype=np.int64))
+
+    def split_resident(self, runs: Runs, *, thorough: bool) -> tuple[Runs, Runs]:
+        """Part runs into what is allocated and what is a hole (and so reads as zeros).
+
+        Args:
+            runs: sorted runs.
+            thorough: look at every run; otherwise only at those long enough to be worth a system
+                call. Reading a hole is correct too: it only costs a page of memory.
+
+        Returns:
+            The allocated runs and the holes.
+
+        """
+        looked = runs["count"] >= (1 if thorough else MIN_CHECKED_RUN_PAGES)
+        resident = [runs[~looked]]
+        holes: list[Runs] = []
+        for first, count in runs[looked].tolist():
+            present = self.resident_runs(first, first + count)
+            resident.append(present)
+            if count_pages(present) != count:
+                holes.append(_complement(present, first, first + count))
+        return merge_runs(*resident), merge_runs(*holes)
+
+    def write_zeros(self, runs: Runs) -> None:
+        """Make the named pages read as zeros: short runs are cleared, long ones become holes."""
+        long = runs["count"] >= MIN_CHECKED_RUN_PAGES
+        for first, count in runs[long].tolist():
+            linux.punch_hole(self.fd, first * abi.PAGE_BYTES, count * abi.PAGE_BYTES)
+        self.pages[pages_of_runs(runs[~long])] = 0
+
+    def populate(self, runs: Runs, *, write: bool) -> None:
+        """Map the named pages into this process, allocating holes if `write`; blocks."""
+        advice = linux.MADV_POPULATE_WRITE if write else linux.MADV_POPULATE_READ
+        for first, count in runs.tolist():
+            linux.madvise(self.address + first * abi.PAGE_BYTES, count * abi.PAGE_BYTES, advice)
+
+    def content_hash(self, workers: int = 2) -> bytes:
+        """SHA-256 over all content that is not zero, with the page numbers; blocks.
+
+        Holes and pages of zeros count the same, so two hosts with equal content agree. The
+        content must not change meanwhile (the program is parked).
+        """
+        chunks = [
+            (at, min(at + HASH_CHUNK_PAGES, self.page_count))
+            for at in range(0, self.page_count, HASH_CHUNK_PAGES)
+        ]
+        total = hashlib.sha256(b"optmigd arena v1")
+        with ThreadPoolExecutor(workers) as pool:
+            for digest in pool.map(self._hash_chunk, chunks):
+                total.update(digest)
+        return total.digest()
+
+    def _hash_chunk(self, bounds: tuple[int, int]) -> bytes:
+        pages = pages_of_runs(self.resident_runs(*bounds))
+        if len(pages) == 0:
+            return b""
+        pages = pages[~zero_pages(self.pages, pages)]
+        if len(pages) == 0:
+            return b""
+        digest = hashlib.sha256(runs_of_pages(pages).tobytes())
+        for first, count in runs_of_pages(pages).tolist():
+            digest.update(self.pages[first : first + count].data)
+        return digest.digest()
+
+    def close(self) -> None:
+        """Give the memory back (holes again, in every process that maps it) and close the memfd."""
+        if self.closed:
+            return
+        linux.punch_hole(self.fd, 0, self.size_bytes)
+        os.close(self.fd)
+        self.fd = -1
+
+
+def zero_pages(pages: NDArray[np.uint8], numbers: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of the numbered pages hold nothing but zeros.
+
+    One word of every page decides for nearly all that are not zero; only the rest is read.
+    """
+    words = pages.view(np.uint64)
+    zero: NDArray[np.bool_] = words[numbers, 0] == 0
+    candidates = np.flatnonzero(zero)
+    for at in range(0, len(candidates), 64):
+        part = candidates[at : at + 64]
+        zero[part] = ~words[numbers[part]].any(axis=1)
+    return zero
+
+
+def _complement(runs: Runs, first: int, end: int) -> Runs:
+    """What of [first, end) the sorted runs leave out."""
+    starts = np.concatenate(([first], runs["first"].astype(np.int64) + runs["count"]))
+    ends = np.concatenate((runs["first"].astype(np.int64), [end]))
+    some = ends > starts
+    return as_runs(starts[some], (ends - starts)[some])
+
+
+class Control:
+    """The control block and the runtime's page marks, in one memfd that never travels."""
+
+    def __init__(self, arena_bytes: int) -> None:
+        page_count = arena_bytes // abi.PAGE_BYTES
+        marks_bytes = -(-page_count // abi.PAGE_BYTES) * abi.PAGE_BYTES
+        size_bytes = abi.CTL_HEADER_BYTES + marks_bytes
+        self.fd = os.memfd_create("optmig-ctl", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, size_bytes)
+            self._map = mmap.mmap(self.fd, size_bytes, mmap.MAP_SHARED)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self._flat = np.frombuffer(self._map, dtype=np.uint8)
+        self._ctl = self._flat[: abi.CTL.itemsize].view(abi.CTL)
+        self._address = int(self._flat.ctypes.data)
+        self.marks: NDArray[np.uint8] = self._flat[abi.CTL_HEADER_BYTES :][:page_count]
+        self["magic"] = abi.CTL_MAGIC
+        self["abi_version"] = abi.ABI_VERSION
+        self["arena_bytes"] = arena_bytes
+        self["marks_bytes"] = marks_bytes
+
+    def __getitem__(self, field: str) -> int:
+        return int(self._ctl[field][0])
+
+    def __setitem__(self, field: str, value: int) -> None:
+        self._ctl[field][0] = value
+
+    @property
+    def error_text(self) -> str:
+        """Why the runtime failed, in its own words."""
+        return abi.text(self._ctl["error_text"][0])
+
+    def words(self, field: str) -> list[int]:
+        """An array field as integers."""
+        return [int(word) for word in self._ctl[field][0]]
+
+    def wake(self, field: str) -> None:
+        """Wake every thread that waits on a futex field."""
+        linux.futex_wake_all(self._address + abi.CTL_OFFSETS[field])
+
+    def set_launch_block(
+        self, argv: list[str], env: dict[str, str], shared: list[str], own_dir: str, name: str
+    ) -> None:
+        """Lay out what the program is started with, as `abi.h` describes the launch block.
+
+        Raises:
+            ValueError: it does not fit, or a text holds a NUL.
+
+        """
+        texts = [*argv, *(f"{k}={v}" for k, v in env.items()), *shared, own_dir, name]
+        if any("\0" in text for text in texts):
+            raise ValueError("arguments, environment and paths cannot hold a NUL character")
+        block = b"".join(os.fsencode(text) + b"\0" for text in texts)
+        offset = abi.PAGE_BYTES
+        if offset + len(block) > abi.CTL_HEADER_BYTES:
+            raise ValueError(f"arguments and environment take {len(block)} bytes: too long")
+        self._flat[offset : offset + len(block)] = np.frombuffer(block, dtype=np.uint8)
+        self["launch_offset"] = offset
+        self["launch_argc"] = len(argv)
+        self["launch_envc"] = len(env)
+        self["launch_bytes"] = len(block)
+        self["shared_count"] = len(shared)
+
+    def close(self) -> None:
+        """Close the memfd; views of the memory stay valid until they are dropped."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,337 @@
+"""The files that travel with an enclave: its own directory, its output so far, its input.
+
+They are copied like memory. Every round sends what differs from the round before; the last delta
+is taken while the program is parked, and is as short as what it wrote since. A file is compared in
+chunks by hash, so a large file of which little changes costs little to send.
+
+Whether a file changed at all is told by its size, times and inode. A change within the clock tick
+of the last look would keep them equal, so a file that was touched just before it was read is not
+believed to be unchanged the next time (as git treats its 'racily clean' files).
+
+What arrives is applied beneath two directories and nowhere else: paths are checked component by
+component and opened without following links, whatever the peer says.
+"""
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from optmigd.protocol.blockers import Blocker
+from optmigd.protocol.errors import RemoteProtocolError
+from optmigd.protocol.records import FileMeta
+
+RACY_NS = 20_000_000  # two ticks of a 100 Hz kernel
+MAX_FILES = 200_000
+MAX_DEPTH = 64
+MAX_PATH_BYTES = 1023
+IO_NAMES = ("output.log", "stdin")
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+Root = Literal["own", "io"]
+Buffer = bytes | bytearray | memoryview
+Step = tuple[FileMeta, bytes]
+"""A change, and the content that goes with it."""
+
+
+@dataclass
+class _Known:
+    """What the destination has of one path."""
+
+    kind: str  # "file", "dir" or "link"
+    stamp: tuple[int, int, int, int]
+    trusted: bool
+    mode: int
+    mtime_ns: int
+    size: int = 0
+    target: str = ""
+    chunks: list[bytes] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    root: Root
+    path: str
+    kind: str
+    status: os.stat_result
+    target: str = ""
+
+
+class TravellingFiles:
+    """The source's view: what the destination has, and the steps to what is there now.
+
+    Args:
+        own: the enclave's own directory.
+        io_files: name (one of `IO_NAMES`) to path.
+        chunk_bytes: the most content of one step.
+
+    """
+
+    def __init__(self, own: Path, io_files: dict[str, Path], chunk_bytes: int) -> None:
+        self._chunk_bytes = chunk_bytes
+        self._own = own
+        self._io_files = io_files
+        self._known: dict[tuple[Root, str], _Known] = {}
+
+    def blockers(self) -> list[Blocker]:
+        """What stands in these places and cannot travel."""
+        found: list[Blocker] = []
+        for count, entry in enumerate(self._walk()):
+            subject = f"{entry.root}:{entry.path}"
+            why = ""
+            if entry.kind == "other":
+                why = "a socket, pipe or device cannot travel: remove it"
+            elif entry.kind == "file" and entry.root == "own" and entry.status.st_nlink > 1:
+                why = "a file with several hard links cannot travel: copy it instead"
+            elif not _is_utf8(entry.path) or not _is_utf8(entry.target):
+                why = "a file whose name is not UTF-8 cannot travel: rename it"
+            if why:
+                found.append(Blocker("special-file", subject, why))
+            if count == MAX_FILES:
+                why = f"more than {MAX_FILES} files cannot travel"
+                found.append(Blocker("special-file", str(self._own), why))
+                break
+        return found
+
+    def delta(self) -> Iterator[Step]:
+        """Yield the steps from what was sent before to what is there now; blocks on the disk."""
+        now_ns = time.time_ns()
+        entries = {(entry.root, entry.path): entry for entry in self._walk()}
+        for key in sorted(self._known, key=lambda key: key[1].count("/"), reverse=True):
+            entry = entries.get(key)
+            if entry is None or entry.kind != self._known[key].kind:
+                del self._known[key]
+                yield (FileMeta(*key, "delete"), b"")
+        directories = []
+        for key, entry in entries.items():
+            known = self._known.get(key)
+            stamp = _stamp(entry.status)
+            trusted = now_ns - max(entry.status.st_ctime_ns, entry.status.st_mtime_ns) > RACY_NS
+            if known and known.trusted and known.stamp == stamp:
+                continue
+            fresh = _Known(
+                entry.kind,
+                stamp,
+                trusted,
+                stat.S_IMODE(entry.status.st_mode) & 0o777,
+                entry.status.st_mtime_ns,
+                target=entry.target,
+            )
+            self._known[key] = fresh
+            if entry.kind == "dir":
+                if known is None:
+                    yield (FileMeta(*key, "mkdir", mode=0o700), b"")
+                directories.append((key, fresh))
+            elif entry.kind == "link":
+                if known is None or known.target != entry.target:
+                    if known:
+                        yield (FileMeta(*key, "delete"), b"")
+                    yield (FileMeta(*key, "symlink", target=entry.target), b"")
+            elif entry.kind == "file":
+                yield from self._file_delta(entry, known, fresh)
+                yield _meta(key, fresh)
+        for key, fresh in reversed(directories):  # last: what happens inside changes the times
+            yield _meta(key, fresh)
+
+    def _file_delta(self, entry: _Entry, known: _Known | None, fresh: _Known) -> Iterator[Step]:
+        had = known.chunks if known else []
+        key = entry.root, entry.path
+        size = self._chunk_bytes
+        index = 0
+        with self._open(entry) as fd:
+            if entry.root == "io" and known and os.fstat(fd).st_size >= known.size:
+                # Opened for appending only: all but the last, partial chunk stays as it was.
+                index = max(len(had) - 1, 0)
+                fresh.chunks.extend(had[:index])
+            while True:
+                content = os.pread(fd, size, index * size)
+                if content:
+                    digest = hashlib.blake2b(content, digest_size=16).digest()
+                    fresh.chunks.append(digest)
+                    fresh.size = index * size + len(content)
+                    if index >= len(had) or had[index] != digest:
+                        yield FileMeta(*key, "write", offset=index * size), content
+                if len(content) < size:
+                    break
+                index += 1
+        if known is None or known.size > fresh.size or fresh.size == 0:
+            yield FileMeta(*key, "truncate", size=fresh.size), b""
+
+    @contextmanager
+    def _open(self, entry: _Entry) -> Iterator[int]:
+        if entry.root == "io":
+            fd = os.open(self._io_files[entry.path], os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            with _parent(self._own, entry.path) as (parent, name):
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                fd = os.open(name, flags, dir_fd=parent)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _walk(self) -> Iterator[_Entry]:
+        for name, path in self._io_files.items():
+            status = os.stat(path)
+            yield _Entry("io", name, "file" if stat.S_ISREG(status.st_mode) else "other", status)
+        root = os.open(self._own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield from _walk_directory(root, "", 0)
+        finally:
+            os.close(root)
+
+
+def _walk_directory(directory: int, prefix: str, depth: int) -> Iterator[_Entry]:
+    """Everything below a directory, parents before children."""
+    if depth > MAX_DEPTH:
+        raise OSError(errno.ELOOP, "directories nested too deeply", prefix)
+    with os.scandir(directory) as listing:
+        names = sorted(item.name for item in listing)
+    for name in names:
+        try:
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            path = prefix + name
+            if stat.S_ISLNK(status.st_mode):
+                target = os.readlink(name, dir_fd=directory)
+                yield _Entry("own", path, "link", status, target)
+            elif stat.S_ISREG(status.st_mode):
+                yield _Entry("own", path, "file", status)
+            elif stat.S_ISDIR(status.st_mode):
+                yield _Entry("own", path, "dir", status)
+                child = os.open(name, _DIRECTORY, dir_fd=directory)
+                try:
+                    yield from _walk_directory(child, path + "/", depth + 1)
+                finally:
+                    os.close(child)
+            else:
+                yield _Entry("own", path, "other", status)
+        except FileNotFoundError:
+            continue  # removed while we looked: the next delta will not see it either
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _meta(key: tuple[Root, str], fresh: _Known) -> Step:
+    return FileMeta(*key, "meta", mode=fresh.mode, mtime_ns=fresh.mtime_ns), b""
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def checked_parts(path: str) -> list[str]:
+    """The components of a relative path that stays below its root.
+
+    Raises:
+        RemoteProtocolError: it is absolute, empty, too long, or has a `.` or `..`.
+
+    """
+    parts = path.split("/")
+    if (
+        len(os.fsencode(path)) > MAX_PATH_BYTES
+        or len(parts) > MAX_DEPTH
+        or "\0" in path
+        or any(part in ("", ".", "..") for part in parts)
+    ):
+        raise RemoteProtocolError("the peer names a file outside the enclave's own directory")
+    return parts
+
+
+@contextmanager
+def _parent(root: Path, path: str) -> Iterator[tuple[int, str]]:
+    """Open the directory that holds `path`, following no link on the way down."""
+    *parents, name = checked_parts(path)
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parents:
+            child = os.open(part, _DIRECTORY, dir_fd=directory)
+            os.close(directory)
+            directory = child
+        yield directory, name
+    finally:
+        os.close(directory)
+
+
+class FileReceiver:
+    """The destination's side: applies steps beneath its two roots.
+
+    Args:
+        own: the (new) own directory.
+        io_dir: where `IO_NAMES` are written.
+
+    """
+
+    def __init__(self, own: Path, io_dir: Path) -> None:
+        self._own = own
+        self._io_dir = io_dir
+
+    def apply(self, change: FileMeta, content: Buffer) -> None:
+        """Carry out one step; blocks on the disk.
+
+        Raises:
+            RemoteProtocolError: the step is not one that a source may ask for.
+            OSError: the file system refused it.
+
+        """
+        if change.root == "own":
+            root = self._own
+        elif change.path in IO_NAMES and change.op in ("write", "truncate", "meta"):
+            root = self._io_dir
+        else:
+            raise RemoteProtocolError("the peer names a file that cannot travel")
+        with _parent(root, change.path) as (parent, name):
+            match change.op:
+                case "mkdir":
+                    os.mkdir(name, 0o700, dir_fd=parent)
+                case "symlink":
+                    os.symlink(change.target, name, dir_fd=parent)
+                case "delete":
+                    _delete(name, parent)
+                case "write" | "truncate":
+                    _write(change, content, name, parent)
+                case "meta":
+                    _set_meta(change, name, parent)
+
+
+def _delete(name: str, parent: int) -> None:
+    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    if stat.S_ISDIR(status.st_mode):
+        os.rmdir(name, dir_fd=parent)
+    else:
+        os.unlink(name, dir_fd=parent)
+
+
+def _write(change: FileMeta, content: Buffer, name: str, parent: int) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o600, dir_fd=parent)
+    try:
+        if change.op == "truncate":
+            os.ftruncate(fd, change.size)
+        rest, offset = memoryview(content), change.offset
+        while rest:
+            written = os.pwrite(fd, rest, offset)
+            rest, offset = rest[written:], offset + written
+    finally:
+        os.close(fd)
+
+
+def _set_meta(change: FileMeta, name: str, parent: int) -> None:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.utime(fd, ns=(change.mtime_ns, change.mtime_ns))
+        os.fchmod(fd, change.mode & 0o777)
+    finally:
+        os.close(fd)

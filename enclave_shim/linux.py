@@ -1,0 +1,82 @@
+"""The few kernel interfaces that Python's standard library does not offer.
+
+Each function is a thin, checked call: it raises `OSError` with the kernel's errno, and it releases
+the interpreter lock while it waits (ctypes does so for foreign calls).
+"""
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.getauxval.restype = ctypes.c_ulong
+
+SYS_FUTEX = 202  # x86-64
+FUTEX_WAKE = 1
+PR_SET_DUMPABLE = 4
+MADV_POPULATE_READ = 22
+MADV_POPULATE_WRITE = 23
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+AT_MINSIGSTKSZ = 51
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+    return result
+
+
+def futex_wake_all(address: int) -> int:
+    """Wake every waiter on the 32-bit word at `address` (shared between processes).
+
+    Returns:
+        How many were woken.
+
+    """
+    return _check(
+        _libc.syscall(
+            ctypes.c_long(SYS_FUTEX),
+            ctypes.c_void_p(address),
+            ctypes.c_int(FUTEX_WAKE),
+            ctypes.c_int(0x7FFFFFFF),
+            None,
+            None,
+            ctypes.c_int(0),
+        ),
+        "futex",
+    )
+
+
+def madvise(address: int, length_bytes: int, advice: int) -> None:
+    """Advise the kernel on a page-aligned range of this process's memory."""
+    _check(
+        _libc.madvise(
+            ctypes.c_void_p(address), ctypes.c_size_t(length_bytes), ctypes.c_int(advice)
+        ),
+        "madvise",
+    )
+
+
+def punch_hole(fd: int, offset: int, length_bytes: int) -> None:
+    """Give a range of a memory file back to the kernel; it reads as zeros afterwards."""
+    _check(
+        _libc.fallocate(
+            ctypes.c_int(fd),
+            ctypes.c_int(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE),
+            ctypes.c_long(offset),
+            ctypes.c_long(length_bytes),
+        ),
+        "fallocate",
+    )
+
+
+def forbid_dumps() -> None:
+    """Keep other processes of the same user, and core files, away from this process's memory."""
+    _check(_libc.prctl(ctypes.c_int(PR_SET_DUMPABLE), 0, 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
+
+
+def signal_frame_bytes() -> int:
+    """Bytes of the largest signal frame that this kernel and CPU write (XSAVE area included)."""
+    return int(_libc.getauxval(ctypes.c_ulong(AT_MINSIGSTKSZ)))

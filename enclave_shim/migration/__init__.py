@@ -1,0 +1,1 @@
+"""Moving one enclave: the two roles, and the threads that pump its pages."""

@@ -1,0 +1,282 @@
+"""The pumps: what moves pages between the arena and the data streams.
+
+Each end of a data stream is worked by one thread, which a nursery starts and stops: trio is not in
+the path of the bulk. A sender takes its share of a round's runs, finds the zero pages, and gathers,
+seals and sends the rest record by record; a receiver reads, opens and places. Both keep a fixed set
+of buffers, so memory does not grow with the enclave, and a slow peer slows its sender by the
+socket alone. Sealing reads memory that the program may be writing: what is sealed is then some mix
+of old and new, authenticated as it was sent, and the page is dirty again and will be sent again.
+
+A page belongs to one stream for the whole migration, by its number, so its versions arrive in
+order. Whoever wants a pump to stop shuts its socket down; the thread then ends with an error.
+"""
+
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from optmigd.enclave_shim import abi
+from optmigd.enclave_shim.arena import (
+    Arena,
+    Runs,
+    as_runs,
+    pages_of_runs,
+    runs_of_pages,
+    zero_pages,
+)
+from optmigd.enclave_shim.files import FileReceiver, Step
+from optmigd.protocol.errors import ChannelClosed
+from optmigd.protocol.record_format import MAX_RUNS
+from optmigd.protocol.records import (
+    HEADER_BYTES,
+    MAX_META_BYTES,
+    Counts,
+    EndOfRound,
+    FileMeta,
+    Header,
+    Kind,
+    StreamOpener,
+    StreamSealer,
+    max_wire_bytes,
+)
+
+WINDOW_PAGES = 1 << 14
+TAG_BYTES = 16
+
+
+def share_of_stream(runs: Runs, stream: int, streams: int, group_pages: int) -> Runs:
+    """The part of the runs that travels on one stream: every `streams`-th group of pages."""
+    if streams == 1 or len(runs) == 0:
+        return runs
+    first = runs["first"].astype(np.int64)
+    end = first + runs["count"]
+    pieces = (end - 1) // group_pages - first // group_pages + 1
+    offsets = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    group = np.repeat(first // group_pages, pieces) + offsets
+    mine = group % streams == stream
+    group = group[mine]
+    starts = np.maximum(np.repeat(first, pieces)[mine], group * group_pages)
+    ends = np.minimum(np.repeat(end, pieces)[mine], (group + 1) * group_pages)
+    return as_runs(starts, ends - starts)
+
+
+def windows(runs: Runs, limit_pages: int) -> Iterable[Runs]:
+    """Cut runs into consecutive parts of at most that many pages each."""
+    if len(runs) == 0:
+        return
+    first = runs["first"].astype(np.int64)
+    count = runs["count"].astype(np.int64)
+    # Cut long runs first, so that a part is always a slice of whole runs.
+    pieces = -(-count // limit_pages)
+    offsets = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    starts = np.repeat(first, pieces) + offsets * limit_pages
+    counts = np.minimum(np.repeat(first + count, pieces) - starts, limit_pages)
+    cut = as_runs(starts, counts)
+    ends = np.cumsum(counts)
+    at = 0
+    while at < len(cut):
+        done = int(ends[at - 1]) if at else 0
+        stop = int(np.searchsorted(ends, done + limit_pages, side="right"))
+        yield cut[at:stop]
+        at = stop
+
+
+class Sender:
+    """The sending end of one data stream. `send_round` blocks; the rest is for other threads."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        sealer: StreamSealer,
+        arena: Arena,
+        *,
+        streams: int,
+        record_bytes: int,
+    ) -> None:
+        sock.setblocking(True)
+        self._sock = sock
+        self._sealer = sealer
+        self._arena = arena
+        self._streams = streams
+        self._record_pages = record_bytes // abi.PAGE_BYTES
+        self._out = memoryview(bytearray(max_wire_bytes(record_bytes)))
+        self._gathered = np.empty((self._record_pages, abi.PAGE_BYTES), dtype=np.uint8)
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes sealed for the wire so far; grows while a round is under way."""
+        return self._sealer.total_counts.bytes
+
+    @property
+    def totals(self) -> Counts:
+        """Counts over all rounds so far."""
+        return self._sealer.total_counts
+
+    @property
+    def chain(self) -> bytes:
+        """The chain over all records so far."""
+        return self._sealer.chain
+
+    def send_round(self, round_no: int, runs: Runs, holes: Runs, steps: Iterable[Step]) -> Counts:
+        """Send this stream's share of a round, and close the round.
+
+        Args:
+            round_no: the next round.
+            runs: pages to read and send, over all streams.
+            holes: pages known to read as zeros, over all streams.
+            steps: changes of files, for this stream alone.
+
+        Returns:
+            What the round took on this stream.
+
+        Raises:
+            OSError: the stream broke, or was shut down to stop this.
+
+        """
+        sealer = self._sealer
+        sealer.next_round(round_no)
+        self._send_zero(self._share(holes))
+        for window in windows(self._share(runs), WINDOW_PAGES):
+            self._send_window(window)
+        for change, content in steps:
+            self._send(sealer.seal_file(change, content, self._out))
+        counts = replace(sealer.round_counts)
+        self._send(sealer.seal_end(self._out))
+        return counts
+
+    def _share(self, runs: Runs) -> Runs:
+        return share_of_stream(runs, self._sealer.stream, self._streams, self._record_pages)
+
+    def _send_window(self, window: Runs) -> None:
+        pages = pages_of_runs(window)
+        zero = zero_pages(self._arena.pages, pages)
+        if zero.any():
+            self._send_zero(runs_of_pages(pages[zero]))
+            pages = pages[~zero]
+        for at in range(0, len(pages), self._record_pages):
+            self._send_pages(pages[at : at + self._record_pages])
+
+    def _send_pages(self, pages: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> None:
+        runs = runs_of_pages(pages)
+        if len(runs) == 1:
+            first = int(pages[0]) * abi.PAGE_BYTES
+            content = self._arena.view[first : first + len(pages) * abi.PAGE_BYTES]
+        else:
+            gathered = self._gathered[: len(pages)]
+            # With mode "clip" numpy writes straight into the buffer.
+            np.take(self._arena.pages, pages, axis=0, out=gathered, mode="clip")
+            content = gathered.reshape(-1).data
+        self._send(self._sealer.seal_pages(runs, content, self._out))
+
+    def _send_zero(self, runs: Runs) -> None:
+        for at in range(0, len(runs), MAX_RUNS):
+            self._send(self._sealer.seal_zero(runs[at : at + MAX_RUNS], self._out))
+
+    def _send(self, length: int) -> None:
+        self._sock.sendall(self._out[:length])
+
+
+@dataclass(frozen=True)
+class RoundMark:
+    """A stream has received a whole round: totals and chain up to and with its end."""
+
+    stream: int
+    round_no: int
+    totals: Counts
+    chain: bytes
+
+
+class Receiver:
+    """The receiving end of one data stream. `run` blocks.
+
+    Args:
+        sock, opener, arena: of this stream.
+        files: where changes of files are applied.
+        record_bytes: the most content of one record.
+        on_round: called in the receiver's thread when a round has arrived whole.
+
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        opener: StreamOpener,
+        arena: Arena,
+        files: FileReceiver,
+        *,
+        record_bytes: int,
+        on_round: Callable[[RoundMark], None],
+    ) -> None:
+        sock.setblocking(True)
+        self._sock = sock
+        self._opener = opener
+        self._arena = arena
+        self._files = files
+        self._on_round = on_round
+        self._header = memoryview(bytearray(HEADER_BYTES))
+        self._meta = memoryview(bytearray(MAX_META_BYTES + TAG_BYTES))
+        self._sealed = memoryview(bytearray(record_bytes + TAG_BYTES))
+        self._opened = memoryview(bytearray(record_bytes))
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of whole records so far."""
+        return self._opener.total_counts.bytes
+
+    def run(self) -> None:
+        """Receive records until the peer closes the stream between two of them.
+
+        Pages are opened straight into the arena: until the manifest was verified its content is
+        worthless anyway, and a record that does not open ends the migration.
+
+        Raises:
+            ProtocolError, ChannelError: what arrived is not the next record as it was sealed.
+            OSError: the stream broke, or was shut down to stop this.
+
+        """
+        opener = self._opener
+        while self._receive(self._header, may_end=True):
+            header = opener.parse_header(self._header)
+            sealed_meta = self._meta[: header.sealed_meta_bytes]
+            self._receive(sealed_meta)
+            meta = opener.open_meta(header, sealed_meta)
+            if isinstance(meta, FileMeta):
+                self._files.apply(meta, self._open_body(header))
+            elif isinstance(meta, EndOfRound):
+                totals = replace(opener.total_counts)
+                self._on_round(RoundMark(opener.stream, opener.round_no, totals, opener.chain))
+            elif header.kind is Kind.ZERO:
+                self._arena.write_zeros(meta)
+            else:
+                self._place(header, meta)
+
+    def _open_body(self, header: Header, out: memoryview | None = None) -> memoryview:
+        if out is None:
+            out = self._opened[: header.body_bytes]
+        if header.body_bytes:
+            sealed = self._sealed[: header.sealed_body_bytes]
+            self._receive(sealed)
+            self._opener.open_body(header, sealed, out)
+        return out
+
+    def _place(self, header: Header, runs: Runs) -> None:
+        if len(runs) == 1:
+            first = int(runs["first"][0]) * abi.PAGE_BYTES
+            self._open_body(header, self._arena.view[first : first + header.body_bytes])
+            return
+        content = np.frombuffer(self._open_body(header), dtype=np.uint8)
+        self._arena.pages[pages_of_runs(runs)] = content.reshape(-1, abi.PAGE_BYTES)
+
+    def _receive(self, buffer: memoryview, *, may_end: bool = False) -> bool:
+        """Fill the buffer; False if the peer closed the stream before its first byte."""
+        at = 0
+        while at < len(buffer):
+            received = self._sock.recv_into(buffer[at:], 0, socket.MSG_WAITALL)
+            if received == 0:
+                if may_end and at == 0:
+                    return False
+                raise ChannelClosed("a data stream ended in the middle of a record")
+            at += received
+        return True

@@ -1,0 +1,342 @@
+"""What a migration leaves behind: figures for people and programs, and a signed receipt.
+
+Both sides sign the same core (who moved what to whom, and the digest of the state), and each
+signs a receipt of its own that holds the core, the peer's evidence over it and what was measured.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from optmigd.enclave_shim.migration.common import (
+    Binding,
+    Enclave,
+    ExportOrders,
+    Identity,
+    Params,
+    ReceiveOrders,
+)
+from optmigd.enclave_shim.migration.conversation import PeerRefused
+from optmigd.enclave_shim.migration.forecast import FIXED_DOWNTIME_MS
+from optmigd.enclave_shim.migration.rounds import Rounds
+from optmigd.enclave_shim.platforms import Claims
+from optmigd.enclave_shim.process import Process
+from optmigd.protocol.blockers import Blocker
+from optmigd.protocol.convergence import (
+    PAGE_BYTES,
+    RoundStats,
+    expected_downtime_ms,
+    throughput,
+)
+from optmigd.protocol.errors import (
+    AttestationFailed,
+    MigrationFailed,
+    MigrationTimeout,
+    OptmigError,
+)
+from optmigd.protocol.session import Manifest, ResumedReport
+from optmigd.protocol.wire import pack
+
+RECEIPT_LABEL = b"optmigd receipt v1"
+
+
+def boot_id() -> str:
+    """Names this running system; two agents with the same one share their clocks."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def receipt_data(body: bytes) -> bytes:
+    """The 64 bytes of report data that evidence over a receipt carries."""
+    return hashlib.sha512(RECEIPT_LABEL + body).digest()
+
+
+@dataclass
+class Parts:
+    """Named parts of the downtime, in milliseconds, in the order they were measured."""
+
+    parts_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Measure what happens inside."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.parts_ms[name] = round((time.monotonic() - start) * 1e3, 3)
+
+
+def round_fields(stats: RoundStats) -> dict[str, Any]:
+    """A round as events and reports show it."""
+    rate = stats.dirty_pages / stats.duration_s if stats.duration_s > 0 else 0.0
+    return {
+        "round_no": stats.round_no,
+        "pages": stats.pages,
+        "zero_pages": stats.zero_pages,
+        "bytes": stats.bytes,
+        "duration_ms": round(stats.duration_s * 1e3, 3),
+        "dirty_pages_rate": round(rate),
+    }
+
+
+def progress_fields(rounds: Rounds, total_bytes: int) -> Params:
+    """How far a migration is, as `progress` events show it."""
+    speed = throughput(rounds.history)
+    last = rounds.history[-1] if rounds.history else None
+    sent_bytes = rounds.transferred_bytes
+    this_round_bytes = sent_bytes - sum(stats.bytes for stats in rounds.history)
+    expected_ms = expected_downtime_ms(rounds.dirty_pages, speed, FIXED_DOWNTIME_MS)
+    return {
+        "round_no": rounds.round_no,
+        "transferred_bytes": sent_bytes,
+        "remaining_bytes": max(rounds.dirty_pages * PAGE_BYTES - this_round_bytes, 0),
+        "total_bytes": total_bytes,
+        "dirty_pages_rate": round(last.dirty_pages / last.duration_s) if last else 0,
+        "throughput_mbps": round(speed * 8e-6, 1),
+        "expected_downtime_ms": round(expected_ms, 1) if math.isfinite(expected_ms) else None,
+    }
+
+
+def claims_fields(claims: Claims) -> dict[str, Any]:
+    """An attestation result, as a receipt shows it."""
+    return {
+        "platform": claims.platform,
+        "measurement": claims.measurement,
+        "signer": claims.signer,
+        "security_version": claims.security_version,
+        "debug": claims.debug,
+    }
+
+
+def receipt_core(binding: Binding, identity: Identity, digest: bytes, manifest: Manifest) -> bytes:
+    """The part of a receipt that both sides know alike, and sign."""
+    return pack(
+        {
+            "migration_id": binding.migration_id,
+            "source_host": binding.source_host,
+            "destination_host": binding.destination_host,
+            "policy_digest": identity.policy.digest(),
+            "measurement": identity.measurement,
+            "owner_generation": manifest.generation,
+            "state_digest": digest,
+            "rounds": manifest.round_no + 1,
+            "pages": manifest.pages,
+        }
+    )
+
+
+def root_cause(error: BaseException) -> OptmigError | None:
+    """The error to report out of a group that a nursery raised; None if it holds only cancellation.
+
+    When one side gives up, much breaks at once. What the peer says weighs most, then what this side
+    found wrong, then a broken stream; anything else is a bug and is raised again.
+    """
+    leaves = [leaf for leaf in _leaves(error) if not isinstance(leaf, trio.Cancelled)]
+    for leaf in leaves:
+        if not isinstance(leaf, OptmigError | OSError):
+            raise leaf
+    for kind in (PeerRefused, OptmigError):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    if leaves:
+        return MigrationFailed(f"a data stream or file failed: {leaves[0]}")
+    return None
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def timed_out(timeout_s: float) -> MigrationTimeout:
+    """The error of a migration that took too long."""
+    return MigrationTimeout(
+        f"the migration was not over within {timeout_s:g} s; the enclave runs on at the source"
+    )
+
+
+class SourceReport:
+    """Collects what the source knows of a migration, for `ended` and for its receipt."""
+
+    def __init__(self, enclave: Enclave, orders: ExportOrders) -> None:
+        self.total_bytes = 0
+        self.blockers: list[Blocker] = []
+        self.forecast: Params | None = None
+        self.parked_real_ns = 0
+        self._enclave = enclave
+        self._orders = orders
+        self._rounds: list[Params] = []
+        self._started_s = time.monotonic()
+        self._setup_s: float | None = None
+        self._ended_s: float | None = None
+        self._parked_ns = 0
+        self._transferred_bytes = 0
+        self._core = b""
+        self._state_digest = b""
+        self._verified = False
+        self._peer: Claims | None = None
+        self._resumed: ResumedReport | None = None
+
+    def setup_done(self) -> None:
+        """Both sides are ready for the first round."""
+        self._setup_s = time.monotonic()
+
+    def add_round(self, stats: RoundStats) -> Params:
+        """Note a round; returns it as events show it."""
+        self._rounds.append(round_fields(stats))
+        return self._rounds[-1]
+
+    def parked(self, process: Process) -> None:
+        """The program stands still since `ctl.parked_ns`."""
+        self._parked_ns = process.ctl["parked_ns"]
+        self.parked_real_ns = time.time_ns() - (time.monotonic_ns() - self._parked_ns)
+
+    def rounds_done(self, rounds: Rounds) -> None:
+        """Nothing more is sent."""
+        self._transferred_bytes = rounds.transferred_bytes
+
+    def released(self, digest: bytes, manifest: Manifest) -> None:
+        """The point of no return is past."""
+        self._state_digest = digest
+        self._verified = bool(manifest.arena_digest)
+        binding = self._orders.binding
+        self._core = receipt_core(binding, self._enclave.identity, digest, manifest)
+
+    def resumed(self, report: ResumedReport, peer: Claims | None) -> None:
+        """The destination has confirmed; its evidence is over the same core as ours.
+
+        Raises:
+            AttestationFailed: its evidence is none, or is over something else.
+
+        """
+        claims = self._enclave.identity.platform.verify(report.evidence)
+        if claims.report_data != receipt_data(self._core):
+            raise AttestationFailed("the destination's receipt is about another move")
+        self._ended_s = time.monotonic()
+        self._resumed = report
+        self._peer = peer
+
+    def fields(self, parts: Parts) -> Params:
+        """The report of Contract 1."""
+        ended_s = self._ended_s or time.monotonic()
+        total_s = ended_s - self._started_s
+        moved_s = ended_s - (self._setup_s or self._started_s)
+        speed = self._transferred_bytes / moved_s if self._setup_s else 0.0
+        fields: Params = {
+            "mode": self._orders.mode,
+            "platform": self._enclave.identity.platform.name,
+            "rounds": self._rounds,
+            "total_bytes": self.total_bytes,
+            "transferred_bytes": self._transferred_bytes,
+            "zero_pages": sum(entry["zero_pages"] for entry in self._rounds),
+            "setup_time_ms": _ms((self._setup_s or ended_s) - self._started_s),
+            "total_time_ms": _ms(total_s),
+            "downtime_ms": None,
+            "downtime_parts_ms": dict(parts.parts_ms),
+            "throughput_mbps": round(speed * 8e-6, 1),
+            "state_digest": self._state_digest.hex(),
+            "owner_generation": self._enclave.generation,
+            "verified": None,
+            "blockers": [blocker.as_fields() for blocker in self.blockers],
+            "forecast": self.forecast,
+            "receipt": None,
+        }
+        if self._resumed is not None:
+            self._add_success(fields, self._resumed)
+        return fields
+
+    def _add_success(self, fields: Params, resumed: ResumedReport) -> None:
+        theirs = dict(resumed.parts)
+        # By this host's clock alone, so it holds the way back of the confirmation too.
+        fields["downtime_ms"] = _ms((self._ended_s or 0.0) - self._parked_ns * 1e-9)
+        fields["program_gap_ms"] = theirs.pop("program_gap", None)
+        fields["destination_parts_ms"] = theirs
+        fields["owner_generation"] = resumed.generation
+        fields["verified"] = True if self._verified else None
+        body = pack(
+            {
+                "role": "source",
+                "core": self._core,
+                "peer": claims_fields(self._peer) if self._peer else None,
+                "peer_evidence": resumed.evidence,
+                "downtime_ms": fields["downtime_ms"],
+                "total_time_ms": fields["total_time_ms"],
+                "transferred_bytes": self._transferred_bytes,
+            }
+        )
+        fields["receipt"] = make_receipt(self._enclave.identity, body)
+
+
+class DestinationReport:
+    """Collects what the destination knows of a migration, for `ended` and for its receipt."""
+
+    def __init__(self, identity: Identity, orders: ReceiveOrders) -> None:
+        self._identity = identity
+        self._orders = orders
+        self._started_s = time.monotonic()
+        self._setup_s: float | None = None
+        self._core = b""
+        self._digest = b""
+        self._manifest: Manifest | None = None
+
+    def setup_done(self) -> None:
+        """This side is ready for the first round."""
+        self._setup_s = time.monotonic()
+
+    def verified(self, digest: bytes, manifest: Manifest) -> bytes:
+        """All has arrived as it was sent; returns this enclave's evidence over the core."""
+        self._digest = digest
+        self._manifest = manifest
+        self._core = receipt_core(self._orders.binding, self._identity, digest, manifest)
+        return self._identity.platform.evidence(
+            self._identity.measurement, receipt_data(self._core)
+        )
+
+    def fields(self, parts: Parts, received_bytes: int, peer: Claims | None) -> Params:
+        """The report of Contract 1, as far as this side knows it."""
+        manifest = self._manifest
+        now_s = time.monotonic()
+        fields: Params = {
+            "platform": self._identity.platform.name,
+            "transferred_bytes": received_bytes,
+            "setup_time_ms": _ms((self._setup_s or now_s) - self._started_s),
+            "total_time_ms": _ms(now_s - self._started_s),
+            "downtime_parts_ms": dict(parts.parts_ms),
+            "state_digest": self._digest.hex(),
+            "owner_generation": manifest.generation if manifest else self._orders.generation,
+            "verified": True if manifest and manifest.arena_digest else None,
+            "receipt": None,
+        }
+        if manifest is not None:
+            body = pack(
+                {
+                    "role": "destination",
+                    "core": self._core,
+                    "peer": claims_fields(peer) if peer else None,
+                    "parts_ms": dict(parts.parts_ms),
+                    "transferred_bytes": received_bytes,
+                }
+            )
+            fields["receipt"] = make_receipt(self._identity, body)
+        return fields
+
+
+def make_receipt(identity: Identity, body: bytes) -> Params:
+    """A receipt: its body, and this enclave's evidence over it."""
+    evidence = identity.platform.evidence(identity.measurement, receipt_data(body))
+    return {"body": body, "evidence": evidence}
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)

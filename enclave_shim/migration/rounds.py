@@ -1,0 +1,149 @@
+"""The source's rounds: what is sent in each, and what each was like.
+
+Round 0 sends every resident page; holes are not mentioned, because the destination's memory is
+fresh and reads as zeros. Each later round sends what the tracker collected since. The order that
+makes this complete is: arm, *then* list the resident pages; collect (which re-arms), *then* read.
+"""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import trio
+
+from optmigd.enclave_shim.arena import Arena, Runs, as_runs, count_pages, merge_runs
+from optmigd.enclave_shim.files import Step, TravellingFiles
+from optmigd.enclave_shim.migration.pump import Sender
+from optmigd.enclave_shim.tracker import Tracker
+from optmigd.protocol.convergence import RoundStats
+from optmigd.protocol.errors import RemoteProtocolError
+from optmigd.protocol.records import Counts, overall_chain
+from optmigd.protocol.session import RoundDone
+
+NOTHING: Runs = as_runs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+
+class Rounds:
+    """Sends rounds over all streams and keeps account of them.
+
+    Args:
+        arena: what is sent.
+        senders: one for each stream, in the order of their numbers.
+        files: what travels beside the memory.
+        tracker: finds written pages; None if the program is parked from the start.
+
+    """
+
+    def __init__(
+        self, arena: Arena, senders: list[Sender], files: TravellingFiles, tracker: Tracker | None
+    ) -> None:
+        self.history: list[RoundStats] = []
+        self.pending: Runs = NOTHING
+        self._holes: Runs = NOTHING
+        self._arena = arena
+        self._senders = senders
+        self._files = files
+        self._tracker = tracker
+        self._started_s = 0.0
+        self._sent = Counts()
+        self._last_sent = -1
+
+    @property
+    def round_no(self) -> int:
+        """The number of the next round to be recorded."""
+        return len(self.history)
+
+    @property
+    def transferred_bytes(self) -> int:
+        """Bytes sealed so far; grows while a round is under way."""
+        return sum(sender.sent_bytes for sender in self._senders)
+
+    @property
+    def totals(self) -> Counts:
+        """Counts over all rounds and streams; complete when no round is under way."""
+        totals = Counts()
+        for sender in self._senders:
+            totals.add(sender.totals)
+        return totals
+
+    @property
+    def chain(self) -> bytes:
+        """The chain over all streams."""
+        return overall_chain([sender.chain for sender in self._senders])
+
+    def begin(self) -> None:
+        """Arm the tracker, then list the resident pages for round 0; blocks."""
+        if self._tracker is not None:
+            self._tracker.arm()
+        self.pending = self._arena.resident_runs()
+
+    def collect(self) -> None:
+        """Add the pages written since the last collection to what the next round sends; blocks."""
+        if self._tracker is None:
+            return
+        written = merge_runs(self.pending, self._holes, self._tracker.collect())
+        self.pending, self._holes = self._arena.split_resident(written, thorough=False)
+
+    @property
+    def dirty_pages(self) -> int:
+        """How many pages the next round sends."""
+        return count_pages(self.pending) + count_pages(self._holes)
+
+    async def send(self) -> None:
+        """Send what is pending, as the next round.
+
+        Raises:
+            OSError: a stream broke, or was closed to stop this.
+
+        Cancellation waits for the streams' threads: close the streams to end them.
+        """
+        self._started_s = time.monotonic()
+        round_no = self.round_no
+        counts: list[Counts] = []
+
+        async def send_on(sender: Sender, steps: Iterator[Step]) -> None:
+            counts.append(
+                await trio.to_thread.run_sync(
+                    sender.send_round, round_no, self.pending, self._holes, steps
+                )
+            )
+
+        async with trio.open_nursery() as nursery:
+            for index, sender in enumerate(self._senders):
+                nursery.start_soon(send_on, sender, self._files.delta() if index == 0 else iter(()))
+        self._sent = Counts()
+        for count in counts:
+            self._sent.add(count)
+        self._last_sent = round_no
+        self.pending = self._holes = NOTHING
+
+    def confirm(self, done: RoundDone) -> None:
+        """Compare the destination's account with this side's.
+
+        Raises:
+            RemoteProtocolError: they differ.
+
+        """
+        totals = self.totals
+        ours = (self._last_sent, totals.records, totals.all_pages, self.chain)
+        if (done.round_no, done.records, done.pages, done.chain) != ours:
+            raise RemoteProtocolError("the destination's account of a round is not the source's")
+
+    def record(self, *, throttle_permille: int = 0) -> RoundStats:
+        """Close the round's account; the next one can begin."""
+        stats = RoundStats(
+            round_no=self.round_no,
+            pages=self._sent.pages,
+            zero_pages=self._sent.zero_pages,
+            bytes=self._sent.bytes,
+            duration_s=time.monotonic() - self._started_s,
+            dirty_pages=self.dirty_pages,
+            throttle_permille=throttle_permille,
+        )
+        self.history.append(stats)
+        return stats
+
+    def disarm(self) -> None:
+        """Stop tracking."""
+        if self._tracker is not None:
+            self._tracker.disarm()

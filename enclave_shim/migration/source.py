@@ -1,0 +1,513 @@
+"""The source's role: send everything, then what changed, then let go.
+
+The order (`optmigd.protocol.states` has the table that this walks):
+
+1. `setup`: blockers of both sides, attested session, the destination's memory and process ready.
+2. `active`: rounds. Send, wait until the destination has it all, collect what was written
+   meanwhile, decide.
+3. `pre-switchover`, `switchover`: park the program, collect for the last time, send the rest, the
+   files' last changes and the manifest. The destination answers READY with its own digest.
+4. The point of no return: the token is sealed, the instance is made unable to run, the table says
+   `released`. There is no checkpoint between these, so no cancel can come between them. Only then
+   the token is let out.
+5. RESUMED comes back: the memory is freed.
+
+Before 4 every end but success unwinds: streams stopped, tracker disarmed, program resumed, the
+destination told to give up. After 4 nothing does: `run` waits for RESUMED as long as it takes.
+"""
+
+import hmac
+import os
+import time
+
+import trio
+
+from optmigd.enclave_shim import preflight
+from optmigd.enclave_shim.files import TravellingFiles
+from optmigd.enclave_shim.migration.common import (
+    QUIESCE_TIMEOUT_S,
+    RECORD_BYTES,
+    Appraiser,
+    Emit,
+    Enclave,
+    ExportOrders,
+    Log,
+    Params,
+    Streams,
+)
+from optmigd.enclave_shim.migration.conversation import Conversation
+from optmigd.enclave_shim.migration.forecast import (
+    FIXED_DOWNTIME_MS,
+    forecast_fields,
+    sample_dirty,
+)
+from optmigd.enclave_shim.migration.proposal import make_proposal
+from optmigd.enclave_shim.migration.pump import Sender
+from optmigd.enclave_shim.migration.report import (
+    Parts,
+    SourceReport,
+    progress_fields,
+    root_cause,
+    timed_out,
+)
+from optmigd.enclave_shim.migration.rounds import Rounds
+from optmigd.enclave_shim.migration.switchover import (
+    make_manifest,
+    needs_when_parked,
+    quiet_interpreter,
+    receive_ready,
+)
+from optmigd.enclave_shim.migration.throttle import Throttle
+from optmigd.enclave_shim.tracker import KernelTracker, probe, tracked_ranges
+from optmigd.protocol.blockers import Blocker
+from optmigd.protocol.ciphers import check_chosen
+from optmigd.protocol.convergence import (
+    Abort,
+    Settings,
+    SwitchOver,
+    decide,
+)
+from optmigd.protocol.convergence import Throttle as HoldBack
+from optmigd.protocol.errors import (
+    ChannelClosed,
+    EnclaveError,
+    MigrationBlocked,
+    MigrationCancelled,
+    MigrationFailed,
+    NotConverging,
+    OptmigError,
+    RemoteProtocolError,
+    to_wire,
+)
+from optmigd.protocol.handoff import Action, Event, Migration, Role
+from optmigd.protocol.records import StreamSealer, state_digest
+from optmigd.protocol.session import (
+    Answer,
+    FileNeed,
+    Proposal,
+    ReleaseToken,
+    RoundDone,
+    SessionBinding,
+    SessionChannel,
+    SessionKeys,
+)
+from optmigd.protocol.wire import encode
+
+PROGRESS_INTERVAL_S = 0.5
+REFUSAL_GRACE_S = 0.3
+FAREWELL_TIMEOUT_S = 2.0
+
+
+class Source:
+    """One migration away from here; `run` it once.
+
+    Args:
+        enclave: what moves.
+        orders: how.
+        emit: sends events of this migration to the daemon.
+        log: bound to the migration.
+
+    """
+
+    def __init__(self, enclave: Enclave, orders: ExportOrders, emit: Emit, log: Log) -> None:
+        self.enclave = enclave
+        self.orders = orders
+        self.streams = Streams(orders.streams)
+        self.migration = Migration(Role.SOURCE)
+        self._emit = emit
+        self._log = log
+        self._parts = Parts()
+        who = enclave.identity
+        self._appraiser = Appraiser(who)
+        binding = orders.binding
+        self._conversation = Conversation(
+            SessionChannel(
+                role="source",
+                ephemeral_private=os.urandom(32),
+                static_private=os.urandom(32),
+                binding=SessionBinding(
+                    binding.migration_id,
+                    binding.source_host,
+                    binding.destination_host,
+                    who.policy.digest(),
+                ),
+                make_evidence=lambda data: who.platform.evidence(who.measurement, data),
+                appraise=self._appraiser,
+            ),
+            self._emit_session,
+        )
+        self._report = SourceReport(enclave, orders)
+        self._scope = trio.CancelScope()
+        self._cancelled_because: OptmigError | None = None
+        self._actions: tuple[Action, ...] = ()
+        self._rounds: Rounds | None = None
+        self._token = b""
+        self._released_s = 0.0
+        self._resumed = trio.Event()
+        self._state = ""
+
+    # ---- what the agent calls ----
+
+    def deliver(self, payload: bytes) -> None:
+        """Take a payload of the attested session; after release nothing more is expected."""
+        if not self.migration.released:
+            self._conversation.deliver(payload)
+
+    def cancel(self) -> None:
+        """End the migration; `run` unwinds.
+
+        Raises:
+            AlreadyReleased: the point of no return is past.
+
+        """
+        self._give_up(MigrationCancelled("cancelled; the enclave runs on at the source"))
+
+    def daemon_lost(self) -> None:
+        """The daemon's connection has ended: before release that ends the migration."""
+        if not self.migration.released:
+            self._give_up(MigrationCancelled("the connection to the daemon at the source ended"))
+
+    def _give_up(self, why: OptmigError) -> None:
+        if self.migration.ended:
+            return
+        self._actions = self.migration.handle(Event.CANCEL)
+        self._cancelled_because = why
+        self._scope.cancel()
+
+    async def daemon_back(self) -> None:
+        """A daemon has connected: if the token is out and unanswered, let it out again."""
+        if self.migration.handle(Event.RECONNECTED):
+            await self._send_token()
+
+    async def resumed_delivered(self, payload: bytes) -> None:
+        """Take the destination's confirmation that it runs; repetitions change nothing.
+
+        Raises:
+            DecryptFailed, RemoteProtocolError: it is not this migration's confirmation.
+
+        """
+        report = self._conversation.open_resumed(payload)
+        expected = (self.orders.binding.migration_id, self.enclave.generation + 1)
+        if (report.migration_id, report.generation) != expected:
+            raise RemoteProtocolError("a confirmation of another migration or generation")
+        if self._resumed.is_set():
+            return
+        self.migration.handle(Event.RESUMED_RECEIVED)
+        self._report.resumed(report, self._appraiser.claims)
+        self._resumed.set()
+
+    # ---- the migration ----
+
+    async def run(self) -> None:
+        """Carry the migration through; `ended` was emitted when this returns."""
+        await self._enter()
+        try:
+            error = await self._move()
+            if self.migration.released:
+                await self._complete()
+            else:
+                await self._end(error)
+        finally:
+            self.streams.close()
+
+    async def _move(self) -> OptmigError | None:
+        """Everything up to the point of no return; the error if it was not reached."""
+        failure: OptmigError | None = None
+        if self.orders.timeout_s:  # 0: no limit
+            self._scope.deadline = trio.current_time() + self.orders.timeout_s
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._conversation.listen)
+                    nursery.start_soon(self._watch_process)
+                    await self._up_to_release(nursery)
+                    nursery.cancel_scope.cancel()
+        except (Exception, BaseExceptionGroup) as error:
+            failure = root_cause(error)
+            if failure is None:
+                raise
+        if self.migration.released:
+            return None
+        if self._cancelled_because is not None:
+            failure = self._cancelled_because
+        elif self._scope.cancelled_caught:
+            failure = timed_out(self.orders.timeout_s)
+            self._actions = self.migration.handle(Event.TIMEOUT)
+        elif failure is not None:
+            self._actions = self.migration.handle(Event.FAULT)
+        return failure
+
+    async def _watch_process(self) -> None:
+        await self.enclave.process.exited.wait()
+        status = self.enclave.process.exit_status
+        raise EnclaveError(f"the program ended with status {status} while it was being moved")
+
+    async def _up_to_release(self, nursery: trio.Nursery) -> None:
+        keys = await self._conversation.established()
+        self._log.info("peer_accepted", platform=self.enclave.identity.platform.name)
+        answer = await self._propose()
+        if self.orders.dry_run:
+            return
+        self.migration.handle(Event.ACCEPTED)
+        self._rounds = rounds = await self._make_rounds(keys, answer)
+        self._report.setup_done()
+        try:
+            throttle = Throttle(self.enclave.process)
+            with trio.CancelScope() as active:
+                nursery.start_soon(self._tell_progress, rounds, active)
+                nursery.start_soon(throttle.run)
+                if self.orders.mode == "precopy":
+                    await self._enter()
+                    await self._pre_copy(rounds, throttle)
+                    await throttle.stop()
+                active.cancel()
+            with quiet_interpreter():
+                await self._switch_over(rounds, answer)
+        finally:
+            self._report.rounds_done(rounds)
+
+    # ---- setup ----
+
+    async def _propose(self) -> Answer:
+        """Find all blockers of both sides, and have the destination make itself ready."""
+        enclave, orders = self.enclave, self.orders
+        needs, blockers = await trio.to_thread.run_sync(self._find_blockers)
+        only_ask = orders.dry_run or bool(blockers)
+        can_sample = orders.dry_run and not probe(enclave.process)
+        sample = await sample_dirty(enclave) if can_sample else None
+        proposal: Proposal = await trio.to_thread.run_sync(
+            lambda: make_proposal(enclave, orders, needs, dry_run=only_ask)
+        )
+        self._report.total_bytes = proposal.resident_bytes
+        await self._conversation.send(proposal)
+        answer = await self._conversation.receive(Answer)
+        blockers += [Blocker(b.code, b.subject, b.message) for b in answer.blockers]
+        self._report.blockers = blockers
+        if orders.dry_run:
+            if sample is not None:
+                self._report.forecast = forecast_fields(proposal, orders, sample)
+        elif blockers:
+            listed = "; ".join(f"{b.subject}: {b.message}" for b in blockers[:5])
+            raise MigrationBlocked(
+                f"{len(blockers)} blocker(s), nothing was moved: {listed}", blockers=blockers
+            )
+        else:
+            check_chosen(answer.cipher, proposal.ciphers)
+            if answer.record_bytes > proposal.record_bytes:
+                raise RemoteProtocolError("the destination wants larger records than proposed")
+        return answer
+
+    def _find_blockers(self) -> tuple[list[FileNeed], list[Blocker]]:
+        enclave = self.enclave
+        found = preflight.open_files(enclave.arena)
+        needs, blockers = preflight.file_needs(found, enclave.digests)
+        files = TravellingFiles(enclave.own_dir, enclave.io_files, RECORD_BYTES)
+        blockers = [*found.blockers, *blockers, *files.blockers()]
+        if self.orders.mode == "precopy" and (why := probe(enclave.process)):
+            message = f"{why}; --mode stop-and-copy works without a tracker"
+            blockers.append(Blocker("tracker", "kernel", message))
+        return needs, blockers
+
+    async def _make_rounds(self, keys: SessionKeys, answer: Answer) -> Rounds:
+        enclave, orders = self.enclave, self.orders
+        sockets = await self.streams.all()
+        senders = [
+            Sender(
+                sock,
+                StreamSealer(
+                    keys,
+                    orders.binding.migration_id,
+                    index,
+                    answer.cipher,
+                    record_bytes=answer.record_bytes,
+                ),
+                enclave.arena,
+                streams=orders.streams,
+                record_bytes=answer.record_bytes,
+            )
+            for index, sock in enumerate(sockets)
+        ]
+        files = TravellingFiles(enclave.own_dir, enclave.io_files, answer.record_bytes)
+        tracker = None
+        if orders.mode == "precopy":
+            tracker = KernelTracker(enclave.process, tracked_ranges(enclave.arena))
+        return Rounds(enclave.arena, senders, files, tracker)
+
+    # ---- rounds ----
+
+    async def _pre_copy(self, rounds: Rounds, throttle: Throttle) -> None:
+        """Send rounds until the decision is to switch over."""
+        await trio.to_thread.run_sync(rounds.begin)
+        while True:
+            await self._send(rounds)
+            rounds.confirm(await self._conversation.receive(RoundDone))
+            self.migration.handle(Event.ROUND_DONE)
+            await trio.to_thread.run_sync(rounds.collect)
+            stats = rounds.record(throttle_permille=throttle.permille)
+            fields = self._report.add_round(stats)
+            self._log.info("round_completed", **fields, dirty_pages=stats.dirty_pages)
+            await self._emit("round", fields)
+            decision = decide(rounds.history, self._settings())
+            match decision:
+                case SwitchOver(reason=reason):
+                    self._log.info("switchover_decided", reason=reason)
+                    return
+                case HoldBack(permille=permille):
+                    self._log.info("program_held_back", permille=permille)
+                    throttle.permille = permille
+                case Abort(reason=reason):
+                    raise NotConverging(reason)
+
+    def _settings(self) -> Settings:
+        return Settings(
+            downtime_limit_ms=self.orders.downtime_limit_ms,
+            on_stall=self.orders.on_stall,
+            fixed_ms=FIXED_DOWNTIME_MS,
+        )
+
+    async def _send(self, rounds: Rounds) -> None:
+        """Send a round; a cancel shuts the streams, which ends the threads that work on them."""
+        sent = trio.Event()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._shut_streams_unless, sent)
+                await rounds.send()
+                sent.set()
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup:
+            # Most likely the destination gave up: then its reason, sealed, is on its way.
+            await trio.sleep(REFUSAL_GRACE_S)
+            raise
+
+    async def _shut_streams_unless(self, sent: trio.Event) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            if not sent.is_set():
+                self.streams.shut()
+
+    async def _tell_progress(self, rounds: Rounds, active: trio.CancelScope) -> None:
+        while not active.cancel_called:
+            await trio.sleep(PROGRESS_INTERVAL_S)
+            if not active.cancel_called:
+                await self._emit("progress", progress_fields(rounds, self._report.total_bytes))
+
+    # ---- switchover ----
+
+    async def _switch_over(self, rounds: Rounds, answer: Answer) -> None:
+        """Park the program, send the rest, and cross the point of no return."""
+        process, parts, binding = self.enclave.process, self._parts, self.orders.binding
+        self.migration.handle(Event.CONVERGED)
+        await self._enter()
+        with parts.measure("quiesce"):
+            await process.quiesce(QUIESCE_TIMEOUT_S)
+        self._report.parked(process)
+        self.migration.handle(Event.QUIESCED)
+        await self._enter()
+        with parts.measure("last_scan"):
+            if self.orders.mode == "precopy":
+                rounds.collect()
+            else:
+                rounds.begin()
+            needs = await needs_when_parked(self.enclave)
+        with parts.measure("last_pages"):
+            await self._send(rounds)
+        self._report.add_round(rounds.record())
+        with parts.measure("manifest"):
+            manifest = await make_manifest(
+                self.enclave, rounds, needs, self._report.parked_real_ns, verify=self.orders.verify
+            )
+            await self._conversation.send(manifest)
+        self.migration.handle(Event.MANIFEST_SENT)
+        ours = state_digest(
+            binding.migration_id, manifest.generation, manifest.chain, encode(manifest)
+        )
+        with parts.measure("ready"):
+            ready = await receive_ready(self._conversation, rounds, self.migration)
+        if not hmac.compare_digest(ready.digest, ours):
+            raise MigrationFailed("the destination has received another state than was sent")
+        self.migration.handle(Event.READY_EQUAL)
+        self._released_s = time.monotonic()
+        token = self._conversation.seal_token(
+            ReleaseToken(binding.migration_id, manifest.generation, answer.instance, ours)
+        )
+        # From here to the end of this function nothing may wait: see the module's text.
+        process.release()
+        self.migration.handle(Event.TOKEN_MADE)
+        self._token = token
+        self._report.released(ours, manifest)
+
+    # ---- the end ----
+
+    async def _complete(self) -> None:
+        """Let the token out, wait for RESUMED as long as it takes, and free everything."""
+        self._log.info("released", generation=self.enclave.generation + 1)
+        try:
+            await self._send_token()
+        except ChannelClosed:
+            self._log.warning("release_waits_for_daemon")  # `daemon_back` repeats it
+        self._parts.parts_ms["release"] = _ms_since(self._released_s)
+        sent_s = time.monotonic()
+        await self._resumed.wait()
+        self._parts.parts_ms["resume"] = _ms_since(sent_s)
+        fields = self._report.fields(self._parts)
+        self.enclave.process.kill()
+        await self._enter()
+        await self._tell_end("completed", None, fields)
+        await self.enclave.process.exited.wait()
+        await self._disarm()
+        await trio.to_thread.run_sync(self.enclave.arena.close)
+        self._log.info("source_freed")
+
+    async def _send_token(self) -> None:
+        await self._emit("release", {"payload": self._token})
+
+    async def _end(self, error: OptmigError | None) -> None:
+        """Unwind: the program runs on, the destination learns that it is over."""
+        with trio.CancelScope(shield=True):
+            if Action.RESUME_SOURCE in self._actions and not self.enclave.process.exited.is_set():
+                self.enclave.process.resume()
+            if error is not None and Action.DESTROY_DESTINATION in self._actions:
+                await self._tell_destination(error)
+            await self._disarm()
+            if not self.migration.ended and self._cancelled_because is not None:
+                self.migration.handle(Event.UNWOUND)
+        outcome = "failed"
+        if error is None:
+            outcome = "checked"
+        elif self._cancelled_because is not None:
+            outcome = "cancelled"
+        self._log.info("migration_ended", outcome=outcome, error=error and error.message)
+        await self._enter()
+        await self._tell_end(outcome, error, self._report.fields(self._parts))
+
+    async def _disarm(self) -> None:
+        """Stop tracking: not before the token is out or the program resumed, for it takes time."""
+        if self._rounds is not None:
+            await trio.to_thread.run_sync(self._rounds.disarm)
+
+    async def _tell_destination(self, error: OptmigError) -> None:
+        """Best effort: a destination without a token can do no harm, it only wastes memory."""
+        with trio.move_on_after(FAREWELL_TIMEOUT_S):
+            try:
+                await self._conversation.refuse(error.code, "the source has ended the migration")
+            except ChannelClosed:
+                self._log.info("destination_not_told")
+
+    async def _tell_end(self, outcome: str, error: OptmigError | None, report: Params) -> None:
+        fields = None if error is None else to_wire(error)
+        await self._emit("ended", {"outcome": outcome, "error": fields, "report": report})
+
+    async def _enter(self) -> None:
+        """Tell the daemon the state, if it is a new one."""
+        state = self.migration.state.value
+        if state != self._state:
+            self._state = state
+            await self._emit("state", {"state": state})
+
+    async def _emit_session(self, payload: bytes) -> None:
+        await self._emit("session", {"payload": payload})
+
+
+def _ms_since(start_s: float) -> float:
+    return round((time.monotonic() - start_s) * 1e3, 3)

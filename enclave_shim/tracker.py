@@ -1,0 +1,220 @@
+"""The kernel tracker: which pages did the program write since the last look?
+
+The application's process makes a userfaultfd and opens its own pagemap; the runtime passes both to
+the agent. The agent registers the program's mappings of the arena for asynchronous write
+protection. The first write to a protected page lifts the protection in the kernel, without a
+message; the `PAGEMAP_SCAN` ioctl lists the pages without protection and protects them again in one
+step. It costs nothing while no migration runs.
+
+**The one rule: first re-arm, then read.** `collect` returns only after the pages it names are
+protected again (and the TLBs flushed), so a page that is written while it is being read shows up
+in the next collection and is sent again. The last collection happens with every thread parked.
+
+What the kernel does not see, the runtime marks, one byte per page, after the change is done:
+punched holes above all. Marks follow the same rule: the mark is cleared first, the page read
+later. The clear must be visible before the page is read, which x86 alone would not promise (a load
+may pass an earlier store); the scan's system call stands between them and is a full barrier.
+
+Two ranges are watched. The arena's own mapping, and the image's `.data/.bss`: a second mapping of
+arena pages, at the addresses the program was linked for. A write through one mapping leaves the
+other's protection alone, so both are scanned, and pages of the second are named by their number in
+the arena.
+
+False positives are harmless and happen: a page table that is made while the tracker is armed
+counts all its entries as written once. Missing pages would be fatal, so `PM_SCAN_CHECK_WPASYNC`
+makes the kernel refuse a scan over memory that lost its registration.
+"""
+
+import errno
+import fcntl
+import os
+import platform
+import struct
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from optmigd.enclave_shim import abi
+from optmigd.enclave_shim.arena import Arena, Control, Runs, as_runs, merge_runs, runs_of_pages
+from optmigd.protocol.errors import TrackerUnavailable
+
+UFFDIO_REGISTER = 0xC020AA00
+UFFDIO_UNREGISTER = 0x8010AA01
+UFFDIO_REGISTER_MODE_WP = 2
+_UFFDIO_RANGE = struct.Struct("<QQ")
+_UFFDIO_REGISTER = struct.Struct("<QQQQ")
+
+PAGEMAP_SCAN = 0xC0606610
+PM_SCAN_WP_MATCHING = 1
+PM_SCAN_CHECK_WPASYNC = 2
+PAGE_IS_WRITTEN = 2
+_PM_SCAN_ARG = struct.Struct("<12Q")
+_WALK_END = 4
+_REGION = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
+_REGIONS_PER_SCAN = 1 << 15
+
+
+@dataclass(frozen=True)
+class Range:
+    """A mapping of arena pages in the program: addresses, and the first page's number."""
+
+    start: int
+    end: int
+    first_page: int
+
+
+class Tracked(Protocol):
+    """What a tracker needs of a process (see `optmigd.enclave_shim.process.Process`)."""
+
+    ctl: Control
+    uffd: int
+    pagemap: int
+    tracker_errno: int
+
+
+class Tracker(Protocol):
+    """Finds written pages; every tracker follows the rule 'first re-arm, then read'."""
+
+    name: str
+
+    def arm(self) -> None:
+        """Begin: every write from now on will be collected."""
+
+    def collect(self) -> Runs:
+        """Return the pages written since the last call (or `arm`), and re-arm them; blocks."""
+
+    def disarm(self) -> None:
+        """Stop tracking, without a trace in the program; may be called more than once."""
+
+
+def tracked_ranges(arena: Arena) -> list[Range]:
+    """The program's two mappings of arena pages, from the runtime's state.
+
+    Raises:
+        TrackerUnavailable: the runtime's state is not plausible.
+
+    """
+    state = arena.rt_state
+    ranges = [Range(abi.ARENA_BASE, abi.ARENA_BASE + arena.size_bytes, 0)]
+    start, end, copy = (int(state[name]) for name in ("data_start", "data_end", "data_copy"))
+    if end > start:
+        inside = copy >= abi.ARENA_BASE and copy - abi.ARENA_BASE + end - start <= arena.size_bytes
+        if (start | end | copy) % abi.PAGE_BYTES or not inside:
+            raise TrackerUnavailable("the runtime's data range is not within the arena")
+        ranges.append(Range(start, end, (copy - abi.ARENA_BASE) // abi.PAGE_BYTES))
+    return ranges
+
+
+def probe(process: Tracked) -> str:
+    """What is missing for the kernel tracker, in a sentence; empty if nothing is."""
+    release = platform.release()
+    if process.uffd < 0:
+        return (
+            "userfaultfd with asynchronous write protection was refused "
+            f"({os.strerror(process.tracker_errno)}); Linux 6.7 or later with "
+            f"CONFIG_USERFAULTFD and CONFIG_PTE_MARKER_UFFD_WP is needed, this is {release}"
+        )
+    # An empty range: the kernel knows the call, or it does not.
+    arg = bytearray(_PM_SCAN_ARG.pack(_PM_SCAN_ARG.size, *([0] * 11)))
+    try:
+        fcntl.ioctl(process.pagemap, PAGEMAP_SCAN, arg)
+    except OSError as error:
+        return (
+            f"the PAGEMAP_SCAN ioctl was refused ({error.strerror}); Linux 6.7 or later is "
+            f"needed, this is {release}"
+        )
+    return ""
+
+
+class KernelTracker:
+    """Write protection by userfaultfd, read out by PAGEMAP_SCAN, and the runtime's marks.
+
+    It works on duplicates of the process's descriptors, so it may outlive the process: then every
+    call raises `OSError`, and `disarm` has nothing to do.
+    """
+
+    name = "kernel"
+
+    def __init__(self, process: Tracked, ranges: list[Range]) -> None:
+        why = probe(process)
+        if why:
+            raise TrackerUnavailable(why)
+        self._marks = process.ctl.marks
+        self._ranges = ranges
+        self._regions = np.zeros(_REGIONS_PER_SCAN, dtype=_REGION)
+        self._uffd = os.dup(process.uffd)
+        self._pagemap = os.dup(process.pagemap)
+
+    def arm(self) -> None:
+        """Begin tracking; blocks for about 15 ms per GiB of written memory."""
+        for watched in self._ranges:
+            arg = bytearray(
+                _UFFDIO_REGISTER.pack(
+                    watched.start, watched.end - watched.start, UFFDIO_REGISTER_MODE_WP, 0
+                )
+            )
+            fcntl.ioctl(self._uffd, UFFDIO_REGISTER, arg)
+        self.collect()
+
+    def collect(self) -> Runs:
+        """Return the pages written since the last call, and re-arm them; see `Tracker`."""
+        marked = np.flatnonzero(self._marks)
+        self._marks[marked] = 0
+        parts = [runs_of_pages(marked)]
+        for watched in self._ranges:
+            parts.extend(self._scan(watched))
+        return merge_runs(*parts)
+
+    def _scan(self, watched: Range) -> list[Runs]:
+        found = []
+        at = watched.start
+        while at < watched.end:
+            arg = bytearray(
+                _PM_SCAN_ARG.pack(
+                    _PM_SCAN_ARG.size,
+                    PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+                    at,
+                    watched.end,
+                    0,
+                    int(self._regions.ctypes.data),
+                    len(self._regions),
+                    0,
+                    0,
+                    # With exactly these two masks the kernel counts an entry that is gone (paged
+                    # out, or dropped by the program) as written; with any others it would not.
+                    PAGE_IS_WRITTEN,
+                    0,
+                    PAGE_IS_WRITTEN,
+                )
+            )
+            count = fcntl.ioctl(self._pagemap, PAGEMAP_SCAN, arg)
+            regions = self._regions[:count]
+            firsts = (regions["start"] - watched.start) // abi.PAGE_BYTES + watched.first_page
+            counts = (regions["end"] - regions["start"]) // abi.PAGE_BYTES
+            found.append(as_runs(firsts, counts))
+            at = _PM_SCAN_ARG.unpack(arg)[_WALK_END]
+        return found
+
+    def disarm(self) -> None:
+        """Stop tracking: lift every protection and unregister; see `Tracker`."""
+        if self._uffd < 0:
+            return
+        uffd, pagemap = self._uffd, self._pagemap
+        self._uffd = self._pagemap = -1
+        try:
+            for watched in self._ranges:
+                _unregister(uffd, watched)
+        finally:
+            os.close(uffd)
+            os.close(pagemap)
+
+
+def _unregister(uffd: int, watched: Range) -> None:
+    arg = bytearray(_UFFDIO_RANGE.pack(watched.start, watched.end - watched.start))
+    try:
+        fcntl.ioctl(uffd, UFFDIO_UNREGISTER, arg)
+    except OSError as error:
+        # Of a process that has ended the kernel says so, or that it has no memory: both are true.
+        if error.errno not in (errno.ESRCH, errno.ENOMEM):
+            raise

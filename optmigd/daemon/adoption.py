@@ -1,0 +1,96 @@
+"""Taking up, at the start, what an earlier daemon of this host left running.
+
+The shim agents have outlived it. The journal says what each instance was, the agent what it is now;
+where they differ the agent is right about the program, and the journal about who owns it.
+"""
+
+from optmigd.config import Peer
+from optmigd.daemon.host import Host
+from optmigd.daemon.incoming import IncomingMigration
+from optmigd.daemon.journal import MigrationRow
+from optmigd.daemon.outgoing import OutgoingMigration
+from optmigd.daemon.registry import Instance
+from optmigd.protocol.errors import OptmigError
+
+
+async def adopt(host: Host) -> None:
+    """Restore every instance, its agent and its interrupted migration from the journal."""
+    interrupted = {
+        (row.enclave, row.number): row for row in await host.journal.unfinished_migrations()
+    }
+    instances = [host.registry.restore(row) for row in await host.journal.instances()]
+    for instance in instances:
+        row = interrupted.pop((instance.enclave, instance.row.number), None)
+        await _adopt_one(host, instance, row)
+    for row in interrupted.values():
+        await _forget(host, row)
+    await host.registry.remove_strays()
+    used = [instance.row.facts["image_sha256"] for instance in host.registry.live()]
+    host.images.remove_unused(used)
+
+
+async def _adopt_one(host: Host, instance: Instance, row: MigrationRow | None) -> None:
+    state = instance.row.state
+    log = host.log.bind(enclave=instance.enclave)
+    if state in ("exited", "moved"):
+        if row is not None:
+            await _forget(host, row)
+        return
+    agent = await host.registry.adopt(instance)
+    if state == "starting" or (state == "incoming" and (row is None or agent is None)):
+        # Nobody was ever told that it exists.
+        if agent is not None:
+            host.registry.supervise(agent)
+        if row is not None:
+            await _forget(host, row)
+        await host.registry.destroy(instance)
+        log.info("unfinished_instance_removed", state=state)
+        return
+    if row is not None:
+        _take_up(host, instance, row)
+    if agent is not None:
+        host.registry.supervise(agent)
+        log.info("agent_adopted", pid=agent.process.pid)
+        if state == "running":
+            host.nursery.start_soon(_ask_whether_exited, host, instance)
+    elif row is None or row.token is None:
+        log.warning("agent_gone", state=state)
+        await host.registry.exited(instance, None)
+
+
+def _take_up(host: Host, instance: Instance, row: MigrationRow) -> None:
+    peer = host.peers.by_key(row.peer_key) or Peer(
+        name=host.peer_name(row.peer_key), host="", port=0, key=row.peer_key
+    )
+    if row.role == "source":
+        outgoing = OutgoingMigration.restored(host, instance, peer, row)
+        instance.migration = outgoing
+        host.nursery.start_soon(outgoing.run_restored)
+    else:
+        incoming = IncomingMigration.restored(host, peer, row, instance)
+        if instance.row.state == "incoming":
+            instance.migration = incoming
+        host.incoming[row.migration_id] = incoming
+        host.nursery.start_soon(incoming.run_restored)
+
+
+async def _ask_whether_exited(host: Host, instance: Instance) -> None:
+    """The program may have ended while no daemon listened."""
+    if instance.agent is None:
+        return
+    try:
+        status = await instance.agent.request("status")
+    except OptmigError as error:
+        host.log.info("agent_silent", enclave=instance.enclave, error=error.message)
+        return
+    exit_status = status.get("exit_status")
+    exited = status.get("state") in ("exited", "failed")
+    if exited and instance.row.state == "running":
+        known = exit_status if isinstance(exit_status, int) else None
+        await host.registry.exited(instance, known)
+
+
+async def _forget(host: Host, row: MigrationRow) -> None:
+    """Close the record of a migration of which nothing is left."""
+    row.state = "completed" if row.resumed is not None else "failed"
+    await host.journal.save_migration(row)

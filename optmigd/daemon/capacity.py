@@ -1,0 +1,98 @@
+"""Whether this host has room for one more enclave."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from optmigd.config import LimitSettings
+from optmigd.daemon.registry import Instance
+from optmigd.protocol.blockers import Blocker
+from optmigd.protocol.errors import EnclaveError
+
+AGENT_BYTES = 300 << 20
+"""What a shim agent may take beside the arena."""
+
+_PAGE_BYTES = 4096
+
+
+def memory_blocker(
+    host_name: str, needed_bytes: int, incoming: Iterable[tuple[int, int | None]]
+) -> Blocker | None:
+    """Compare what an enclave needs at once with what the kernel says is free.
+
+    Args:
+        host_name: for the message.
+        needed_bytes: its resident memory; the shim agent's own is added.
+        incoming: for each enclave that is on its way here, the memory it needs in bytes and the
+            process that holds what has been populated of it.
+    """
+    promised_bytes = sum(
+        max(0, resident_bytes + AGENT_BYTES - _shared_bytes(pid))
+        for resident_bytes, pid in incoming
+    )
+    available_bytes = _meminfo("MemAvailable")
+    missing_bytes = needed_bytes + AGENT_BYTES + promised_bytes - available_bytes
+    if missing_bytes <= 0:
+        return None
+    return Blocker(
+        "memory",
+        host_name,
+        f"expected {needed_bytes + AGENT_BYTES} bytes of free memory on host {host_name}, found "
+        f"{available_bytes}, of which {promised_bytes} are promised to others on their way: free "
+        f"{missing_bytes} bytes there or choose another host",
+    )
+
+
+def limit_blocker(
+    host_name: str, limits: LimitSettings, live: Iterable[Instance], needed_bytes: int
+) -> Blocker | None:
+    """Compare with the limits of the configuration."""
+    instances = list(live)
+    if len(instances) >= limits.max_enclaves:
+        return Blocker(
+            "busy",
+            host_name,
+            f"host {host_name} has {len(instances)} enclaves, limits.max_enclaves there is "
+            f"{limits.max_enclaves}",
+        )
+    taken_bytes = sum(instance.row.facts["memory_bytes"] for instance in instances)
+    allowed_bytes = limits.max_memory_bytes
+    if allowed_bytes and taken_bytes + needed_bytes > allowed_bytes:
+        return Blocker(
+            "memory",
+            host_name,
+            f"expected room for {needed_bytes} bytes, found {taken_bytes} of {allowed_bytes} bytes "
+            f"taken on host {host_name}: limits.max_memory_bytes there bounds all together",
+        )
+    return None
+
+
+def refuse_over_limits(
+    host_name: str, limits: LimitSettings, live: Iterable[Instance], needed_bytes: int
+) -> None:
+    """The same for a launch.
+
+    Raises:
+        EnclaveError: there is no room for one more.
+    """
+    blocker = limit_blocker(host_name, limits, live, needed_bytes)
+    if blocker is not None:
+        raise EnclaveError(blocker.message)
+
+
+def _meminfo(name: str) -> int:
+    """A value of /proc/meminfo in bytes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return int(value.split()[0]) * 1024
+    raise LookupError(f"/proc/meminfo has no {name}")
+
+
+def _shared_bytes(pid: int | None) -> int:
+    """Shared memory that a process has populated; the arena is a memfd. Source: proc(5), statm."""
+    if pid is None:
+        return 0
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[2]) * _PAGE_BYTES
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,258 @@
+"""An incoming migration from the offer to the receipt.
+
+Until the shim agent may have told the source that it is ready, a migration that breaks is simply
+destroyed here. After that the source may have let go of the enclave even if this host never hears
+of it. So an agent that was ready outlives its conversation: it waits for the token to be delivered
+again, and it goes only when the source says that the migration has failed there.
+"""
+
+import structlog
+import trio
+
+from optmigd.config import Peer
+from optmigd.daemon.answers import mapping
+from optmigd.daemon.asking import ask
+from optmigd.daemon.destination import Arrival
+from optmigd.daemon.host import Host, now_s
+from optmigd.daemon.journal import MigrationRow
+from optmigd.daemon.link import Link
+from optmigd.daemon.nurseries import first_of, open_flat_nursery
+from optmigd.daemon.records import MigrationRecord
+from optmigd.daemon.registry import Instance
+from optmigd.protocol.errors import ChannelClosed, MigrationFailed, OptmigError, to_wire
+from optmigd.protocol.link import Abort, Finished, Offer
+
+REPORT_TIMEOUT_S = 30.0
+"""How long the agent may take from running the program to its report."""
+RESUMED_TIMEOUT_S = 15.0
+LINGER_S = 10.0
+RESOLVE_FIRST_S = 0.2
+RESOLVE_LAST_S = 30.0
+
+
+class IncomingMigration:
+    """One enclave on its way here; `Host.incoming` lists it until it is here, or is gone."""
+
+    def __init__(
+        self,
+        host: Host,
+        peer: Peer,
+        row: MigrationRow,
+        *,
+        mode: str,
+        resident_bytes: int,
+        instance: Instance | None = None,
+    ) -> None:
+        """Use `offered` or `restored`."""
+        self.resident_bytes = resident_bytes
+        self._host = host
+        self._peer = peer
+        self._row = row
+        self._done = trio.Event()
+        self.record = MigrationRecord(
+            row.migration_id,
+            row.enclave,
+            "destination",
+            peer.name,
+            source=peer.name,
+            destination=host.name,
+            mode=mode,
+            publish=host.hub.publish,
+        )
+        self._log: structlog.stdlib.BoundLogger = host.log.bind(
+            migration_id=row.migration_id.hex(),
+            enclave=row.enclave,
+            role="destination",
+            peer=peer.name,
+        )
+        self._arrival = Arrival(host, peer, row, self.record, self._log, instance)
+
+    @classmethod
+    def offered(cls, host: Host, peer: Peer, offer: Offer) -> "IncomingMigration":
+        """Answer an offer; then `run`."""
+        row = MigrationRow(
+            offer.migration_id,
+            offer.enclave,
+            0,
+            "destination",
+            peer.key,
+            offer.generation,
+            "active",
+            now_s(),
+        )
+        return cls(host, peer, row, mode=offer.mode, resident_bytes=offer.resident_bytes)
+
+    @classmethod
+    def restored(
+        cls, host: Host, peer: Peer, row: MigrationRow, instance: Instance
+    ) -> "IncomingMigration":
+        """Take up an interrupted migration, before its agent is connected; then `run_restored`."""
+        mode = str(row.result.get("mode", ""))
+        return cls(host, peer, row, mode=mode, resident_bytes=0, instance=instance)
+
+    @property
+    def peer_key(self) -> bytes:
+        """The source's host key."""
+        return self._peer.key
+
+    @property
+    def released(self) -> bool:
+        """An incoming enclave has nothing to release."""
+        return False
+
+    @property
+    def owned(self) -> bool:
+        """Whether the enclave is this host's already."""
+        return self._arrival.owned
+
+    @property
+    def agent_pid(self) -> int | None:
+        """The process that holds what has arrived; None before it is started."""
+        instance = self._arrival.instance
+        agent = instance.agent if instance is not None else None
+        return agent.process.pid if agent is not None else None
+
+    async def run(self, link: Link, offer: Offer) -> None:
+        """Hold the conversation, and then do whatever is left to do without it.
+
+        Cancelled (the daemon stops): an agent that waits goes on waiting; the journal knows it.
+        """
+        self._host.incoming[offer.migration_id] = self
+        try:
+            error = await self._converse(link, offer)
+            await link.aclose()
+            await self._go_on(error)
+        finally:
+            await self._leave()
+
+    async def run_restored(self) -> None:
+        """Go on after a restart of the daemon, as `run`."""
+        self._host.incoming[self._row.migration_id] = self
+        try:
+            self.record.set_state("switchover")  # it may have been: only the source knows
+            await self._go_on(ChannelClosed("the daemon was stopped during the migration"))
+        finally:
+            await self._leave()
+
+    async def redeliver(self, token: bytes) -> bytes:
+        """Give the agent the token once more and return its sealed confirmation.
+
+        Raises:
+            MigrationFailed: the enclave does not run here.
+        """
+        if self._row.resumed is None:
+            await self._arrival.give_token(token)
+            with trio.move_on_after(RESUMED_TIMEOUT_S):
+                await first_of(self._arrival.resumed_event.wait, self._done.wait)
+        if self._row.resumed is None:
+            raise MigrationFailed(
+                f"enclave {self._row.enclave!r} did not start on host {self._host.name}"
+            )
+        return self._row.resumed
+
+    async def _converse(self, link: Link, offer: Offer) -> OptmigError | None:
+        try:
+            if await self._arrival.admit(link, offer, self):
+                await self._arrival.relay(link)
+                failure = self._arrival.failure()
+                if failure is not None and not self.owned:
+                    raise failure
+                await link.send(Finished("completed" if self.owned else "checked"))
+            # Closing first, with bytes unread, would take our last words away from the source.
+            with trio.move_on_after(LINGER_S):
+                while True:
+                    await link.receive()
+        except ChannelClosed as error:
+            return error
+        except OptmigError as error:
+            if not self._arrival.aborted:
+                await self._say_abort(link, error)
+            return error
+        return None
+
+    async def _say_abort(self, link: Link, error: OptmigError) -> None:
+        try:
+            await link.send(Abort(error.code[:64], error.message[:1000]))
+            with trio.move_on_after(LINGER_S):
+                while True:
+                    await link.receive()
+        except OptmigError as failure:
+            self._log.debug("link_ended", error=failure.message)
+
+    async def _go_on(self, error: OptmigError | None) -> None:
+        """Finish without the conversation."""
+        if self._arrival.may_be_released and self._row.resumed is None:
+            await self._wait_for_token()
+        if self.owned:
+            await self._finish()
+        elif self.record.dry_run:
+            self._log.info("rehearsal_ended")
+        else:
+            error = self._arrival.failure() or error or MigrationFailed("it came to nothing")
+            self._arrival.duplicates.cut()
+            self.record.finish("failed", to_wire(error))
+            if self._row.number:
+                await self._save("failed")
+            self._log.warning("migration_failed", code=error.code, error=error.message)
+
+    async def _wait_for_token(self) -> None:
+        """Wait until the token was delivered and used, or the source says there will be none."""
+        self._log.warning("token_awaited")
+        async with open_flat_nursery() as nursery:
+
+            async def listen() -> None:
+                await self._arrival.listen(
+                    lambda: self._row.resumed is not None or self._arrival.ended is not None
+                )
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(listen)
+            await self._ask_until_failed()
+            nursery.cancel_scope.cancel()
+
+    async def _ask_until_failed(self) -> None:
+        """Return when the source has said that the migration failed there."""
+        delay_s = RESOLVE_FIRST_S
+        params = {"migration_id": self._row.migration_id}
+        while True:
+            await trio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RESOLVE_LAST_S)
+            if self._arrival.token_given:
+                continue
+            peer = self._host.peers.by_key(self._peer.key) or self._peer
+            try:
+                answer = await ask(self._host, peer, "outcome", params)
+            except OptmigError as error:
+                self._log.info("outcome_unknown", code=error.code, error=error.message)
+                continue
+            if answer.get("state") == "failed" and not self._arrival.token_given:
+                self._arrival.aborted = True
+                return
+
+    async def _finish(self) -> None:
+        """Take the agent's report and conclude."""
+        if self._arrival.ended is None:
+            with trio.move_on_after(REPORT_TIMEOUT_S):
+                await self._arrival.listen(lambda: self._arrival.ended is not None)
+        ended = self._arrival.ended or {}
+        self.record.report = mapping(ended.get("report") or {}, "report")
+        self.record.finish("completed")
+        await self._save("completed")
+        self._log.info("migration_completed")
+
+    async def _leave(self) -> None:
+        """Destroy what nobody waits for any more."""
+        instance = self._arrival.instance
+        kept = self._arrival.may_be_released or self.owned
+        self._arrival.close()
+        with trio.CancelScope(shield=True):
+            if instance is not None and not kept:
+                await self._host.registry.destroy(instance)
+        self._host.incoming.pop(self._row.migration_id, None)
+        self._done.set()
+        self._host.registry.announce_change()
+
+    async def _save(self, state: str) -> None:
+        self._row.state = state
+        self._row.result = self.record.result() | {"receipt": self.record.report.get("receipt")}
+        await self._host.journal.save_migration(self._row)

@@ -1,0 +1,223 @@
+"""What must survive a crash of the daemon: which enclaves are here, and who owns each.
+
+SQLite in WAL mode with synchronous=FULL: a write that has returned is on disk. That is what lets
+the daemon say 'journaled' before it sends a release token, and before it confirms that an enclave
+has been taken over. SQLite blocks, so every statement runs in a worker thread, one at a time.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from optmigd.protocol.errors import ConfigError
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS instances (
+    enclave TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    exit_status INTEGER,
+    came_from BLOB,
+    moved_to BLOB,
+    facts BLOB NOT NULL,
+    PRIMARY KEY (enclave, number)
+) STRICT;
+CREATE TABLE IF NOT EXISTS migrations (
+    migration_id BLOB PRIMARY KEY,
+    enclave TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    role TEXT NOT NULL,
+    peer_key BLOB NOT NULL,
+    generation INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    started_s REAL NOT NULL,
+    token BLOB,
+    resumed BLOB,
+    result BLOB NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS migrations_by_enclave ON migrations (enclave, started_s);
+"""
+
+
+@dataclass
+class InstanceRow:
+    """One stay of an enclave on this host; `came_from` and `moved_to` are host keys."""
+
+    enclave: str
+    number: int
+    state: str
+    generation: int
+    exit_status: int | None = None
+    came_from: bytes | None = None
+    moved_to: bytes | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class MigrationRow:
+    """One migration in one role; `token` and `resumed` are sealed for the shims."""
+
+    migration_id: bytes
+    enclave: str
+    number: int
+    role: str
+    peer_key: bytes
+    generation: int
+    state: str
+    started_s: float
+    token: bytes | None = None
+    resumed: bytes | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+class Journal:
+    """The daemon's memory on disk. Every method returns when its write is durable."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """Use `open`."""
+        self._connection = connection
+        self._one_at_a_time = trio.CapacityLimiter(1)
+
+    @classmethod
+    async def open(cls, path: Path) -> "Journal":
+        """Open the journal at `path`, mode 0600, and make it if it is absent.
+
+        Raises:
+            ConfigError: the file cannot be opened or was written by another version.
+        """
+        return cls(await trio.to_thread.run_sync(_connect, path))
+
+    async def close(self) -> None:
+        """Close the file. Nothing is lost without it."""
+        with trio.CancelScope(shield=True):
+            await self._run(self._connection.close)
+
+    async def save_instance(self, row: InstanceRow) -> None:
+        """Insert or replace one stay of an enclave."""
+        values = (
+            row.enclave,
+            row.number,
+            row.state,
+            row.generation,
+            row.exit_status,
+            row.came_from,
+            row.moved_to,
+            msgspec.msgpack.encode(row.facts),
+        )
+        await self._write("INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?)", values)
+
+    async def delete_instance(self, enclave: str, number: int) -> None:
+        """Forget a stay that came to nothing."""
+        await self._write(
+            "DELETE FROM instances WHERE enclave = ? AND number = ?", (enclave, number)
+        )
+
+    async def instances(self) -> list[InstanceRow]:
+        """Return every stay, oldest first."""
+        rows = await self._read("SELECT * FROM instances ORDER BY enclave, number", ())
+        return [InstanceRow(*_with_map(row)) for row in rows]
+
+    async def save_migration(self, row: MigrationRow) -> None:
+        """Insert or replace one migration."""
+        values = (
+            row.migration_id,
+            row.enclave,
+            row.number,
+            row.role,
+            row.peer_key,
+            row.generation,
+            row.state,
+            row.started_s,
+            row.token,
+            row.resumed,
+            msgspec.msgpack.encode(row.result),
+        )
+        await self._write(
+            "INSERT OR REPLACE INTO migrations VALUES (?,?,?,?,?,?,?,?,?,?,?)", values
+        )
+
+    async def migration(self, migration_id: bytes) -> MigrationRow | None:
+        """Return one migration, None if this host knows nothing of it."""
+        rows = await self._read("SELECT * FROM migrations WHERE migration_id = ?", (migration_id,))
+        return _migration(rows[0]) if rows else None
+
+    async def latest_migration(self, enclave: str) -> MigrationRow | None:
+        """Return the last migration of an enclave in which this host took part."""
+        rows = await self._read(
+            "SELECT * FROM migrations WHERE enclave = ? ORDER BY started_s DESC LIMIT 1", (enclave,)
+        )
+        return _migration(rows[0]) if rows else None
+
+    async def completed_migration(self, enclave: str) -> MigrationRow | None:
+        """Return the last completed migration of an enclave: the one that has a receipt."""
+        rows = await self._read(
+            "SELECT * FROM migrations WHERE enclave = ? AND state = 'completed'"
+            " ORDER BY started_s DESC LIMIT 1",
+            (enclave,),
+        )
+        return _migration(rows[0]) if rows else None
+
+    async def unfinished_migrations(self) -> list[MigrationRow]:
+        """Return the migrations that a crash of the daemon interrupted."""
+        rows = await self._read(
+            "SELECT * FROM migrations WHERE state NOT IN ('completed', 'failed', 'cancelled')", ()
+        )
+        return [_migration(row) for row in rows]
+
+    async def _write(self, statement: str, values: tuple[Any, ...]) -> None:
+        def write() -> None:
+            with self._connection:
+                self._connection.execute(statement, values)
+
+        await self._run(write)
+
+    async def _read(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        return await self._run(lambda: self._connection.execute(statement, values).fetchall())
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(call, limiter=self._one_at_a_time)
+
+
+def _migration(row: tuple[Any, ...]) -> MigrationRow:
+    return MigrationRow(*_with_map(row))
+
+
+def _with_map(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A row whose last column, a map in msgpack, is read."""
+    return (*row[:-1], msgspec.msgpack.decode(row[-1], type=dict[str, Any]))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        path.touch(mode=0o600)
+        connection = sqlite3.connect(path, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version not in (0, SCHEMA_VERSION):
+            connection.close()
+            raise ConfigError(
+                f"expected a journal of version {SCHEMA_VERSION} at {path}, found {version}: "
+                "start the optmigd that wrote it, or choose another state directory",
+                path=str(path),
+            )
+        connection.executescript(_SCHEMA)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.commit()
+    except (sqlite3.Error, OSError) as error:
+        raise ConfigError(
+            f"the journal {path} cannot be opened: {error}; it must be a file that this user "
+            "can write, on a local disk",
+            path=str(path),
+        ) from error
+    return connection

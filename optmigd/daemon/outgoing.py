@@ -1,0 +1,421 @@
+"""An outgoing migration from the request to the receipt.
+
+Before the release every failure, cancel or time-out ends with the program running here again; after
+it this module only delivers, until the destination has confirmed. The order at the point of no
+return is: the agent says `release`, the token is on disk, the token is on the wire.
+
+One task runs `OutgoingMigration.run` in the daemon's nursery; clients only watch it, so none of
+them can end it by going away.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from optmigd.config import Peer
+from optmigd.daemon.answers import Params, internal_error, mapping, merged
+from optmigd.daemon.delivery import LAST_DELAY_S, deliver
+from optmigd.daemon.host import Host, now_s
+from optmigd.daemon.journal import MigrationRow
+from optmigd.daemon.nurseries import first_of, open_flat_nursery
+from optmigd.daemon.records import MigrationRecord
+from optmigd.daemon.registry import Instance
+from optmigd.daemon.source import Attempt, MigrateOptions
+from optmigd.protocol.blockers import Blocker
+from optmigd.protocol.errors import (
+    AlreadyReleased,
+    ChannelClosed,
+    HandoffUncertain,
+    MigrationBlocked,
+    MigrationCancelled,
+    MigrationFailed,
+    MigrationTimeout,
+    OptmigError,
+    ProtocolError,
+    RuntimeFailed,
+    VersionMismatch,
+    from_wire,
+    to_wire,
+)
+from optmigd.protocol.link import Finished
+
+STOP_WITHDRAW_S = 5.0
+"""How long a daemon that is told to stop waits for agents to resume their programs."""
+UNCERTAIN_AFTER_S = 60.0
+"""How long a caller without a time-out waits for the confirmation of a release."""
+UNCERTAIN_LEAST_S = 5.0
+CONFIRM_TIMEOUT_S = 30.0
+RECONNECT_S = 0.2
+
+_RESTORED = MigrateOptions("precopy", 0.0, 0, 1, 0.0, "abort", verify=False, dry_run=False)
+
+
+class OutgoingMigration:
+    """One migration of an enclave of this host to a peer. `done` is set when it has ended."""
+
+    def __init__(
+        self,
+        host: Host,
+        instance: Instance,
+        peer: Peer,
+        options: MigrateOptions,
+        row: MigrationRow | None = None,
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            host: this host.
+            instance: a running enclave.
+            peer: where it is to go.
+            options: how.
+            row: of a migration that a stop of the daemon interrupted; None: a new one.
+        """
+        self.done = trio.Event()
+        self.error: OptmigError | None = None
+        self._host = host
+        self._instance = instance
+        self._peer = peer
+        self._options = options
+        self._row = row or MigrationRow(
+            secrets.token_bytes(16),
+            instance.enclave,
+            instance.row.number,
+            "source",
+            peer.key,
+            instance.row.generation,
+            "active",
+            now_s(),
+        )
+        self.record = MigrationRecord(
+            self._row.migration_id,
+            instance.enclave,
+            "source",
+            peer.name,
+            source=host.name,
+            destination=peer.name,
+            mode=str(self._row.result.get("mode", options.mode)),
+            publish=host.hub.publish,
+            dry_run=options.dry_run,
+            platform=str(instance.row.facts.get("platform", "")),
+        )
+        self._log: structlog.stdlib.BoundLogger = host.log.bind(
+            migration_id=self.migration_id.hex(),
+            enclave=instance.enclave,
+            role="source",
+            peer=peer.name,
+        )
+        self._attempt = Attempt(
+            host, instance, peer, options, self.migration_id, self.record, self._log
+        )
+        self._attempt.token = self._row.token
+        self._started_at = trio.current_time()
+        self._scope = trio.CancelScope()
+        if options.timeout_s:
+            self._scope.deadline = self._started_at + options.timeout_s
+        self._cancel_asked = False
+        self._released = trio.Event()
+        self._uncertain_at = float("inf")
+        self._delivery_scope = trio.CancelScope()
+
+    @classmethod
+    def restored(
+        cls, host: Host, instance: Instance, peer: Peer, row: MigrationRow
+    ) -> "OutgoingMigration":
+        """Take up an interrupted migration, before its agent is connected; then `run_restored`."""
+        migration = cls(host, instance, peer, _RESTORED, row)
+        if instance.agent is not None:
+            migration._attempt.subscribe(instance.agent)
+        return migration
+
+    @property
+    def migration_id(self) -> bytes:
+        """16 random bytes."""
+        return self._row.migration_id
+
+    @property
+    def released(self) -> bool:
+        """Whether the point of no return is past."""
+        return self._attempt.token is not None
+
+    async def run(self) -> None:
+        """Migrate; an error is kept in `error`.
+
+        Cancelled (the daemon stops): before the release the agent is told to resume the program,
+        for at most STOP_WITHDRAW_S; after it the journal knows what to deliver at the next start.
+        """
+        await self._guarded(self._run_new)
+
+    async def run_restored(self) -> None:
+        """Go on after a restart of the daemon, as `run`."""
+        await self._guarded(self._run_restored)
+
+    async def wait_result(self) -> Params:
+        """Wait for the outcome and return the object of `migrate --json`.
+
+        Raises:
+            OptmigError: the migration did not happen; field `migration` has the object.
+            HandoffUncertain: released, but not confirmed within the caller's time; it goes on.
+        """
+        await first_of(self.done.wait, self._wait_uncertain)
+        if not self.done.is_set():
+            raise HandoffUncertain(
+                f"enclave {self.record.enclave!r} was released to host {self._peer.name}, which "
+                "has not confirmed; the token is delivered again until it does. "
+                f"`optmigctl status {self.record.enclave}` tells how it stands",
+                migration=self.record.result(),
+            )
+        if self.error is not None:
+            result = self.record.result()
+            result.pop("error", None)
+            self.error.fields["migration"] = result
+            raise self.error
+        return self.record.result()
+
+    async def wait_checked(self) -> tuple[list[Blocker], Params]:
+        """Wait for a dry run and return its blockers and its forecast.
+
+        Raises:
+            OptmigError: it could not be held.
+        """
+        await self.done.wait()
+        if isinstance(self.error, MigrationBlocked):
+            return self.error.blockers, {}
+        if self.error is not None:
+            raise self.error
+        return [], mapping(self.record.report.get("forecast") or {}, "forecast")
+
+    async def cancel(self) -> Params:
+        """Cancel, and return when the program runs again.
+
+        Raises:
+            AlreadyReleased: it is too late.
+        """
+        if not self.released:
+            self._cancel_asked = True
+            self.record.set_state("cancelling")
+            self._scope.cancel()
+            await first_of(self.done.wait, self._released.wait)
+        if self.released:
+            raise AlreadyReleased(
+                f"enclave {self.record.enclave!r} has been released to host {self._peer.name}: "
+                "the move can only be completed",
+                migration_id=self.migration_id.hex(),
+            )
+        return {"migration_id": self.migration_id.hex(), "state": self.record.state}
+
+    async def give_up(self) -> None:
+        """Stop delivering: an operator's decision, when the destination is lost for good."""
+        self._delivery_scope.cancel()
+        await self.done.wait()
+
+    async def _guarded(self, body: Callable[[], Awaitable[None]]) -> None:
+        self._instance.migration = self
+        self._log.info("migration_started", mode=self.record.mode, dry_run=self.record.dry_run)
+        try:
+            await body()
+        except trio.Cancelled:
+            if not self.released:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_WITHDRAW_S):
+                    error = MigrationFailed("the daemon was stopped during the migration")
+                    await self._attempt.withdraw()
+                    if not self.released:
+                        await self._fail(error)
+            raise
+        except Exception:
+            # The journal has what matters; a mistake in one migration must not end the daemon.
+            self._log.exception("migration_crashed")
+            self.error = internal_error()
+            self.record.finish("failed", to_wire(self.error))
+        finally:
+            self._leave()
+            with trio.CancelScope(shield=True):
+                await self._attempt.close()
+            self.done.set()
+            self._host.registry.announce_change()
+
+    def _leave(self) -> None:
+        """Let the instance take part in another migration."""
+        if self._instance.migration is self:
+            self._instance.migration = None
+            if not self.record.dry_run:
+                self._instance.last_migration = self.record
+
+    async def _run_new(self) -> None:
+        if not self.record.dry_run:
+            await self._save("active")
+        error: OptmigError | None = None
+        with self._scope:
+            try:
+                await self._attempt.run()
+            except OptmigError as found:
+                error = found
+        if self._scope.cancelled_caught:
+            error = self._why_cancelled()
+        if error is not None and not self.released and self._attempt.ended is None:
+            await self._attempt.withdraw()
+        if self.released:
+            await self._complete()
+        else:
+            await self._settle(error)
+
+    async def _run_restored(self) -> None:
+        if not self.released:
+            error = MigrationFailed("the daemon was stopped during the migration")
+            await self._attempt.withdraw()
+        if self.released:
+            await self._complete()
+        else:
+            await self._settle(error)
+
+    async def _settle(self, error: OptmigError | None) -> None:
+        """Conclude a migration that released nothing."""
+        ended = self._attempt.ended or {}
+        self.record.report = mapping(ended.get("report") or {}, "report")
+        if error is None:
+            error = self._reported_error(ended)
+        blockers = merged(
+            self._attempt.blockers,
+            error.blockers if isinstance(error, MigrationBlocked) else [],
+        )
+        if blockers and (error is None or isinstance(error, MigrationBlocked)):
+            names = ", ".join(f"{blocker.code} ({blocker.subject})" for blocker in blockers)
+            error = MigrationBlocked(
+                f"enclave {self.record.enclave!r} cannot move to host {self._peer.name}: {names}",
+                blockers=blockers,
+            )
+        if error is None and not self.record.dry_run:
+            error = MigrationFailed("the shim agent ended the migration without a reason")
+        if error is None:
+            self.record.finish("completed")
+        else:
+            await self._fail(_as_failure(error))
+
+    def _reported_error(self, ended: Params) -> OptmigError | None:
+        """The error that the agent's `ended` carries."""
+        reported = ended.get("error")
+        if reported is None:
+            return None
+        fields = mapping(reported, "error")
+        return from_wire(
+            str(fields.get("code", "")),
+            str(fields.get("message", "")),
+            mapping(fields.get("fields") or {}, "fields"),
+        )
+
+    async def _fail(self, error: OptmigError) -> None:
+        self.error = error
+        await self._attempt.abort(error)
+        state = "cancelled" if isinstance(error, MigrationCancelled) else "failed"
+        self._log.warning(f"migration_{state}", code=error.code, error=error.message)
+        self.record.finish(state, to_wire(error))
+        if not self.record.dry_run:
+            await self._save(state)
+
+    async def _complete(self) -> None:
+        """Conclude a migration whose enclave was released: deliver until it is confirmed."""
+        self._row.token = self._attempt.token
+        with trio.CancelScope(shield=True):
+            await self._save("active")
+        self._uncertain_at = self._when_uncertain()
+        self._released.set()
+        self._log.info("enclave_released")
+        self.record.set_state("switchover")
+        with self._delivery_scope:
+            async with open_flat_nursery() as nursery:
+                if self._instance.agent is not None:
+                    nursery.start_soon(self._attempt.listen)
+                await self._deliver_until_confirmed()
+                nursery.cancel_scope.cancel()
+        if self._delivery_scope.cancelled_caught:
+            await self._abandon_delivery()
+            return
+        self.record.report = mapping((self._attempt.ended or {}).get("report") or {}, "report")
+        self.record.finish("completed")
+        with trio.CancelScope(shield=True):
+            await self._save("completed")
+            await self._host.registry.moved(self._instance, self._peer.key)
+        self._log.info("migration_completed", downtime_ms=self.record.report.get("downtime_ms"))
+        if self._attempt.link is not None:
+            try:
+                await self._attempt.link.send(Finished("completed"))
+            except OptmigError as error:
+                self._log.debug("finished_not_sent", error=error.message)
+        self._leave()
+        self.done.set()
+        await self._host.registry.clear(self._instance)
+
+    async def _deliver_until_confirmed(self) -> None:
+        assert self._row.token is not None
+        link = self._attempt.link
+        while True:
+            resumed = await deliver(
+                self._host, self._peer, link, self.migration_id, self._row.token, self._log
+            )
+            if await self._confirm(resumed):
+                self._row.resumed = resumed
+                return
+            link = None
+            self._log.error("confirmation_refused", retry_in_s=LAST_DELAY_S)
+            self._attempt.forget_end()
+            await trio.sleep(LAST_DELAY_S)
+
+    async def _confirm(self, resumed: bytes) -> bool:
+        """Show the confirmation to our agent; it alone can tell whether it is genuine."""
+        agent = self._instance.agent
+        params = {"migration_id": self.migration_id, "payload": resumed}
+        while agent is not None and not agent.gone.is_set() and self._attempt.ended is None:
+            try:
+                await agent.notify("resumed_delivered", params)
+            except ChannelClosed:
+                await trio.sleep(RECONNECT_S)
+                continue
+            with trio.move_on_after(CONFIRM_TIMEOUT_S):
+                await first_of(self._attempt.ended_event.wait, agent.gone.wait)
+        ended = self._attempt.ended
+        return ended is None or ended.get("outcome") == "completed"
+
+    async def _abandon_delivery(self) -> None:
+        await self._fail(
+            HandoffUncertain(
+                f"an operator gave up the delivery of {self.record.enclave!r} to host "
+                f"{self._peer.name}: it may run there or be lost"
+            )
+        )
+        self._leave()
+        await self._host.registry.exited(self._instance, None)
+
+    def _why_cancelled(self) -> OptmigError:
+        if self._cancel_asked:
+            return MigrationCancelled(
+                f"the migration of {self.record.enclave!r} was cancelled; it runs on here"
+            )
+        return MigrationTimeout(
+            f"the migration of {self.record.enclave!r} took longer than "
+            f"{self._options.timeout_s:g} s; it runs on here"
+        )
+
+    def _when_uncertain(self) -> float:
+        now = trio.current_time()
+        if self._options.timeout_s:
+            deadline = self._started_at + self._options.timeout_s
+            return max(deadline, now + UNCERTAIN_LEAST_S)
+        return now + UNCERTAIN_AFTER_S
+
+    async def _wait_uncertain(self) -> None:
+        await self._released.wait()
+        await trio.sleep_until(self._uncertain_at)
+
+    async def _save(self, state: str) -> None:
+        self._row.state = state
+        self._row.result = self.record.result() | {"receipt": self.record.report.get("receipt")}
+        await self._host.journal.save_migration(self._row)
+
+
+def _as_failure(error: OptmigError) -> OptmigError:
+    """Name what only broke the transport a failed migration; keep what says more."""
+    broke = ChannelClosed | ProtocolError | RuntimeFailed
+    if isinstance(error, broke) and not isinstance(error, VersionMismatch):
+        return MigrationFailed(f"{error.message}; the enclave runs on here", cause=error.code)
+    return error

@@ -1,0 +1,177 @@
+"""Answering other daemons: the conversations that come in over the link.
+
+A peer is a pinned host, but it is told only about enclaves that it has sent here or received from
+here; and it can decide about none.
+"""
+
+import optmigd
+from optmigd.daemon import story
+from optmigd.daemon.answers import Params, param, refuse_unknown
+from optmigd.daemon.host import Host
+from optmigd.daemon.incoming import IncomingMigration
+from optmigd.daemon.link import Link, refusal
+from optmigd.daemon.nurseries import open_flat_nursery
+from optmigd.protocol.errors import (
+    MigrationFailed,
+    OptmigError,
+    RemoteProtocolError,
+    UnknownEnclave,
+    to_wire,
+)
+from optmigd.protocol.link import (
+    Abort,
+    Offer,
+    Query,
+    QueryError,
+    QueryEvent,
+    QueryResult,
+    Redeliver,
+    Resumed,
+)
+
+_KNOWN = {
+    "ping": frozenset[str](),
+    "status": frozenset({"enclave", "generation"}),
+    "wait": frozenset({"enclave", "generation"}),
+    "logs": frozenset({"enclave", "first", "last", "follow", "skip"}),
+    "outcome": frozenset({"migration_id"}),
+}
+
+
+async def converse(host: Host, link: Link) -> None:
+    """Hold the one conversation of an accepted link.
+
+    Raises:
+        OptmigError: the link broke, or the peer broke the protocol.
+    """
+    message = await link.receive(timeout_s=host.settings.limits.link_idle_timeout_s)
+    if isinstance(message, Offer):
+        await _take_offer(host, link, message)
+    elif isinstance(message, Redeliver):
+        await _take_redelivery(host, link, message)
+    elif isinstance(message, Query):
+        await _answer(host, link, message)
+    else:
+        error = refusal(message, link.peer)
+        await link.send(Abort(error.code, error.message))
+        raise error
+
+
+async def _take_offer(host: Host, link: Link, offer: Offer) -> None:
+    known = offer.migration_id in host.incoming or await host.journal.migration(offer.migration_id)
+    if known:
+        text = "this migration has been offered before"
+        await link.send(Abort(RemoteProtocolError.code, text))
+        raise RemoteProtocolError(f"host {link.peer.name}: {text}")
+    await IncomingMigration.offered(host, link.peer, offer).run(link, offer)
+
+
+async def _take_redelivery(host: Host, link: Link, again: Redeliver) -> None:
+    try:
+        await link.send(Resumed(await _confirmation(host, link, again)))
+    except OptmigError as error:
+        await link.send(Abort(error.code[:64], error.message[:1000]))
+        raise
+
+
+async def _confirmation(host: Host, link: Link, again: Redeliver) -> bytes:
+    incoming = host.incoming.get(again.migration_id)
+    if incoming is not None and incoming.peer_key == link.peer.key:
+        return await incoming.redeliver(again.payload)
+    row = await host.journal.migration(again.migration_id)
+    if (
+        row is None
+        or row.role != "destination"
+        or row.peer_key != link.peer.key
+        or row.resumed is None
+    ):
+        raise MigrationFailed(
+            f"host {host.name} has nothing that this token could start: the enclave was lost here "
+            "or never arrived"
+        )
+    return row.resumed
+
+
+async def _answer(host: Host, link: Link, query: Query) -> None:
+    async with open_flat_nursery() as nursery:
+
+        async def stop_when_closed() -> None:
+            try:
+                await link.receive()
+            except OptmigError as error:
+                host.log.debug("query_ended", error=error.message)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(stop_when_closed)
+        try:
+            result = await _result(host, link, query)
+        except OptmigError as error:
+            answer = to_wire(error)
+            await link.send(QueryError(error.code[:64], error.message[:8000], _fields(answer)))
+        else:
+            await link.send(QueryResult(result))
+        nursery.cancel_scope.cancel()
+
+
+def _fields(answer: dict[str, object]) -> Params:
+    fields = answer["fields"]
+    return fields if isinstance(fields, dict) else {}
+
+
+async def _result(host: Host, link: Link, query: Query) -> Params:
+    method, params = query.method, query.params
+    if method not in _KNOWN:
+        raise RemoteProtocolError(
+            f"this host answers {', '.join(sorted(_KNOWN))}, found the question {method!r}"
+        )
+    refuse_unknown(params, _KNOWN[method], method)
+    if method == "ping":
+        return {"name": host.name, "version": optmigd.__version__}
+    if method == "outcome":
+        return await _outcome(host, link, param(params, "migration_id", bytes))
+    asker = link.peer.key
+    enclave = param(params, "enclave", str)
+    if not any(asker in (s.row.came_from, s.row.moved_to) for s in host.registry.stays(enclave)):
+        raise UnknownEnclave(
+            f"host {host.name} has no enclave {enclave!r} that host {link.peer.name} has sent or "
+            "received",
+            enclave=enclave,
+        )
+    if method == "status":
+        return await story.status(host, enclave, param(params, "generation", int), asker)
+    if method == "wait":
+        return await story.wait_exit(host, enclave, param(params, "generation", int), asker)
+    return await _logs(host, link, enclave, params)
+
+
+async def _logs(host: Host, link: Link, enclave: str, params: Params) -> Params:
+    to_skip = param(params, "skip", int, 0)
+
+    async def emit(content: bytes) -> None:
+        nonlocal to_skip
+        fresh = content[to_skip:]
+        to_skip -= len(content) - len(fresh)
+        if fresh:
+            await link.send(QueryEvent({"content": fresh}))
+
+    return await story.output(
+        host,
+        enclave,
+        param(params, "first", int),
+        param(params, "last", int) if "last" in params else None,
+        link.peer.key,
+        emit,
+        follow=param(params, "follow", bool, False),
+    )
+
+
+async def _outcome(host: Host, link: Link, migration_id: bytes) -> Params:
+    """Tell a destination whether a token may still come."""
+    row = await host.journal.migration(migration_id)
+    if row is None or row.role != "source" or row.peer_key != link.peer.key:
+        return {"state": "failed"}
+    if row.state == "completed":
+        return {"state": "completed"}
+    if row.state in ("failed", "cancelled"):
+        return {"state": "failed"}
+    return {"state": "pending" if row.token is None else "released"}

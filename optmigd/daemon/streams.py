@@ -1,0 +1,116 @@
+"""Data streams: dialled with a ticket here, pumped by the shim agents.
+
+The daemon connects a stream, hands it to the shim agent and keeps a duplicate for one purpose: to
+`shutdown` it when the migration fails or is cancelled, which ends both ends' blocking calls at
+once. The kernel's own sizing of socket buffers is left on: setting SO_SNDBUF would cap them at
+net.core.wmem_max, below what autotuning reaches.
+"""
+
+import socket
+import struct
+from contextlib import suppress
+
+import trio
+
+from optmigd.config import Peer
+from optmigd.protocol.errors import HostUnreachable, MigrationFailed
+from optmigd.protocol.link import DATA_PREAMBLE, TICKET_OK
+
+# Source: include/uapi/asm-generic/socket.h; Python 3.11 does not name it.
+_SO_MAX_PACING_RATE = 47
+
+
+async def dial_stream(
+    peer: Peer, ticket: bytes, *, max_bandwidth: int, timeout_s: float
+) -> socket.socket:
+    """Connect one data stream and have its ticket accepted.
+
+    Args:
+        peer: where to.
+        ticket: of 32 bytes, from the peer's `Accepted`.
+        max_bandwidth: bytes per second that the kernel lets out; 0: no limit.
+        timeout_s: for connecting and for the ticket together.
+
+    Returns:
+        A connected blocking socket, ready for the shim agent. The caller closes it.
+
+    Raises:
+        HostUnreachable: no connection in time.
+        MigrationFailed: the peer refused the ticket.
+    """
+    try:
+        with trio.fail_after(timeout_s):
+            stream = await trio.open_tcp_stream(peer.host, peer.port)
+            async with _ClosedOnError(stream):
+                tune(stream.socket)
+                if max_bandwidth:
+                    rate = struct.pack("@L", max_bandwidth)
+                    stream.socket.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
+                await stream.send_all(DATA_PREAMBLE + ticket)
+                if await stream.receive_some(len(TICKET_OK)) != TICKET_OK:
+                    raise MigrationFailed(
+                        f"host {peer.name} refused the ticket of a data stream: it may have come "
+                        "too late; migrate again",
+                        host=peer.name,
+                    )
+                return take_socket(stream)
+    except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
+        raise HostUnreachable(
+            f"no data stream to host {peer.name} at {peer.address}: "
+            f"{str(error) or f'no answer within {timeout_s:.0f} s'}",
+            host=peer.name,
+        ) from error
+
+
+def tune(sock: trio.socket.SocketType) -> None:
+    """Send small messages at once, and notice a host that has vanished."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+
+
+def take_socket(stream: trio.SocketStream) -> socket.socket:
+    """Take a socket out of trio, as a blocking one; the stream is of no use afterwards."""
+    sock = socket.socket(fileno=stream.socket.detach())
+    sock.setblocking(True)
+    return sock
+
+
+class StreamDuplicates:
+    """The daemon's duplicates of one migration's data streams."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._sockets: list[socket.socket] = []
+
+    def keep(self, sock: socket.socket) -> None:
+        """Own a socket from now on."""
+        self._sockets.append(sock)
+
+    def cut(self) -> None:
+        """End every stream for both hosts at once, and let go of it."""
+        for sock in self._sockets:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of every stream; the shim agents' own descriptors stay as they are."""
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+
+
+class _ClosedOnError:
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+
+    async def __aenter__(self) -> None:
+        """Nothing to do."""
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._stream.socket.close()

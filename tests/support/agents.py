@@ -1,0 +1,323 @@
+"""Real shim agents without daemons: a small relay that plays both daemons of a migration.
+
+It does what Contract 1 asks of a daemon and no more: passes sockets, relays opaque payloads. Hooks
+let a test change, drop or repeat what is relayed.
+"""
+
+import os
+import secrets
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from optmigd.protocol.errors import from_wire
+from optmigd.protocol.wire import FrameDecoder, frame, pack, unpack
+
+Message = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class AgentHandle:
+    """One agent process and this test's connection to it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.events: list[Message] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self._changed = trio.Event()
+        self._answers: dict[int, Message] = {}
+        self._last_id = 0
+        self._stream: trio.SocketStream | None = None
+        self.on_event: Callable[[str, Message], None] = lambda event, params: None
+
+    def start(self, *arguments: str) -> None:
+        """Start the process and wait until it listens."""
+        read, write = os.pipe()
+        with open(self.directory / "agent.err", "ab") as errors:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "optmigd.enclave_shim",
+                    "--dir",
+                    str(self.directory),
+                    "--ready-fd",
+                    str(write),
+                    *arguments,
+                ],
+                pass_fds=[write],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+        os.close(write)
+        ready = os.read(read, 1)
+        os.close(read)
+        if ready != b"\x01":
+            raise RuntimeError((self.directory / "agent.err").read_text())
+
+    async def connect(self, nursery: trio.Nursery) -> None:
+        """Connect as a daemon does; a second call replaces the first connection."""
+        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        handle = os.open(self.directory, os.O_PATH)
+        await sock.connect(f"/proc/self/fd/{handle}/agent.sock")
+        os.close(handle)
+        self._stream = trio.SocketStream(sock)
+        nursery.start_soon(self._read, self._stream)
+
+    async def disconnect(self) -> None:
+        """Break the connection."""
+        assert self._stream is not None
+        await self._stream.aclose()
+
+    async def _read(self, stream: trio.SocketStream) -> None:
+        decoder = FrameDecoder()
+        while True:
+            try:
+                content = await stream.receive_some(65536)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            if not content:
+                return
+            decoder.feed(content)
+            for payload in decoder:
+                message = unpack(payload)
+                assert isinstance(message, dict)
+                if "event" in message:
+                    self.events.append(message)
+                    self.on_event(message["event"], message["params"])
+                else:
+                    self._answers[message["id"]] = message
+                self._changed.set()
+                self._changed = trio.Event()
+
+    async def request(self, method: str, fd: int | None = None, **params: object) -> Message:
+        """Ask, and return the result or raise the agent's error."""
+        self._last_id += 1
+        number = self._last_id
+        await self.send({"id": number, "method": method, "params": params}, fd)
+        while number not in self._answers:
+            await self._changed.wait()
+        answer = self._answers.pop(number)
+        if "error" in answer:
+            error = answer["error"]
+            raise from_wire(error["code"], error["message"], error["fields"])
+        result: Message = answer["result"]
+        return result
+
+    async def notify(self, event: str, **params: object) -> None:
+        """Send a one-way message."""
+        await self.send({"event": event, "params": params})
+
+    async def send(self, message: Message, fd: int | None = None) -> None:
+        """Send a frame, with a descriptor if one is given."""
+        assert self._stream is not None
+        content = frame(pack(message))
+        if fd is not None:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
+            sent = await self._stream.socket.sendmsg([content], rights)
+            content = content[sent:]
+        await self._stream.send_all(content)
+
+    async def wait_event(self, name: str, count: int = 1) -> Message:
+        """Wait until the event has come `count` times; return the last one's params."""
+        while True:
+            found = [item["params"] for item in self.events if item["event"] == name]
+            if len(found) >= count:
+                params: Message = found[count - 1]
+                return params
+            await self._changed.wait()
+
+    def output(self) -> bytes:
+        """What the program has written so far."""
+        return (self.directory / "output.log").read_bytes()
+
+    def log(self) -> str:
+        """The agent's own log and errors."""
+        return "".join(
+            (self.directory / name).read_text()
+            for name in ("agent.log", "agent.err")
+            if (self.directory / name).exists()
+        )
+
+    def kill(self) -> None:
+        """End the process; its program goes with it."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@asynccontextmanager
+async def agents(tmp_path: Path, count: int, *arguments: str) -> AsyncIterator[list[AgentHandle]]:
+    """That many agents, connected; all are ended afterwards."""
+    handles = []
+    try:
+        async with trio.open_nursery() as nursery:
+            for number in range(count):
+                directory = tmp_path / f"agent{number}"
+                directory.mkdir(mode=0o700)
+                handle = AgentHandle(directory)
+                handles.append(handle)
+                handle.start(*arguments)
+                await handle.connect(nursery)
+            yield handles
+            nursery.cancel_scope.cancel()
+    finally:
+        for handle in handles:
+            handle.kill()
+
+
+def launch_params(image: Path, **changes: object) -> Message:
+    """Parameters of `launch`, with defaults."""
+    params: Message = {
+        "enclave": "test",
+        "image": str(image),
+        "policy": b"",
+        "args": [],
+        "env": {},
+        "memory_bytes": 256 << 20,
+        "own_dir": "",
+        "shared": [],
+        "stdin": "",
+    }
+    return params | changes
+
+
+SOURCE_HOST, DESTINATION_HOST = b"\x01" * 32, b"\x02" * 32
+
+
+@dataclass
+class Move:
+    """One migration between two agents, relayed by `run`."""
+
+    source: AgentHandle
+    destination: AgentHandle
+    image: Path
+    memory_bytes: int = 256 << 20
+    generation: int = 1
+    streams: int = 2
+    policy: bytes = b""
+    export: Message = field(default_factory=dict)
+    receive: Message = field(default_factory=dict)
+    migration_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    to_destination: Callable[[bytes], list[bytes]] = lambda payload: [payload]
+    to_source: Callable[[bytes], list[bytes]] = lambda payload: [payload]
+    deliver_token: bool = True
+    deliver_resumed: bool = True
+
+    async def begin(self, nursery: trio.Nursery) -> None:
+        """Start both sides and the relay; returns when both have agreed to begin."""
+        to_source, to_destination = (trio.open_memory_channel[Message](1000) for _ in range(2))
+        self.source.on_event = lambda event, params: to_destination[0].send_nowait(
+            {"event": event, "params": params}
+        )
+        self.destination.on_event = lambda event, params: to_source[0].send_nowait(
+            {"event": event, "params": params}
+        )
+        nursery.start_soon(self._relay, to_destination[1], self.destination, self.to_destination)
+        nursery.start_soon(self._relay, to_source[1], self.source, self.to_source)
+        await self.destination.request(
+            "receive",
+            **{
+                "migration_id": self.migration_id,
+                "enclave": "test",
+                "generation": self.generation,
+                "image": str(self.image),
+                "policy": self.policy,
+                "memory_bytes": self.memory_bytes,
+                "resident_bytes": 0,
+                "streams": self.streams,
+                "dry_run": False,
+                "source_host": SOURCE_HOST,
+                "destination_host": DESTINATION_HOST,
+                "own_dir": "/enclave",
+                **self.receive,
+            },
+        )
+        await self.source.request(
+            "export",
+            **{
+                "migration_id": self.migration_id,
+                "mode": "precopy",
+                "streams": self.streams,
+                "downtime_limit_ms": 50.0,
+                "max_bandwidth": 0,
+                "on_stall": "switch",
+                "verify": False,
+                "timeout_s": 60.0,
+                "dry_run": False,
+                "source_host": SOURCE_HOST,
+                "destination_host": DESTINATION_HOST,
+                **self.export,
+            },
+        )
+
+    async def add_streams(self) -> None:
+        """Make TCP connections over loopback and pass their ends."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            for index in range(self.streams):
+                with socket.create_connection(listener.getsockname()) as ours:
+                    theirs, _ = listener.accept()
+                    with theirs:
+                        await self.source.request(
+                            "add_stream",
+                            fd=ours.fileno(),
+                            migration_id=self.migration_id,
+                            index=index,
+                        )
+                        await self.destination.request(
+                            "add_stream",
+                            fd=theirs.fileno(),
+                            migration_id=self.migration_id,
+                            index=index,
+                        )
+
+    async def run(self) -> tuple[Message, Message]:
+        """Carry it through; both sides' `ended`."""
+        before = [
+            sum(item["event"] == "ended" for item in agent.events)
+            for agent in (self.source, self.destination)
+        ]
+        async with trio.open_nursery() as nursery:
+            await self.begin(nursery)
+            await self.add_streams()
+            there = await self.destination.wait_event("ended", before[1] + 1)
+            here = await self.source.wait_event("ended", before[0] + 1)
+            nursery.cancel_scope.cancel()
+        return here, there
+
+    async def _relay(
+        self,
+        inbox: "trio.MemoryReceiveChannel[Message]",
+        to: AgentHandle,
+        change: Callable[[bytes], list[bytes]],
+    ) -> None:
+        async for message in inbox:
+            event, params = message["event"], message["params"]
+            if params.get("migration_id") != self.migration_id:
+                continue
+            if event == "session":
+                for payload in change(params["payload"]):
+                    await to.notify("session", migration_id=self.migration_id, payload=payload)
+            elif event == "release" and self.deliver_token:
+                await to.notify(
+                    "token_delivered", migration_id=self.migration_id, payload=params["payload"]
+                )
+            elif event == "resumed" and self.deliver_resumed:
+                await to.notify(
+                    "resumed_delivered", migration_id=self.migration_id, payload=params["payload"]
+                )
