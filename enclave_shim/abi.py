@@ -120,7 +120,7 @@ CTL = np.dtype(
         ("quiesce_seq", "<u4"),
         ("resume_seq", "<u4"),
         ("released", "<u4"),
-        ("pad0", "<u4"),
+        ("running", "<u4"),
     ],
     align=True,
 )
@@ -177,7 +177,8 @@ RT_STATE = np.dtype(
         ("high", "<u8"),
         ("brk_start", "<u8"),
         ("brk_now", "<u8"),
-        ("brk_spare", "<u8"),
+        ("lock", "<u4"),
+        ("pad1", "<u4"),
         ("data_start", "<u8"),
         ("data_end", "<u8"),
         ("data_copy", "<u8"),

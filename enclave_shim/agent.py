@@ -10,20 +10,15 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
 
-import msgspec
 import structlog
 import trio
-from msgspec import Meta
 
-from optmigd.enclave_shim import abi, image, policy, preflight
+from optmigd.enclave_shim import abi, image, policy, preflight, requests, status
 from optmigd.enclave_shim.abi import Mode, RtState
 from optmigd.enclave_shim.arena import Arena
 from optmigd.enclave_shim.connection import Params, Server
-from optmigd.enclave_shim.files import TravellingFiles
 from optmigd.enclave_shim.migration.common import (
-    RECORD_BYTES,
     Binding,
     Emit,
     Enclave,
@@ -37,7 +32,6 @@ from optmigd.enclave_shim.migration.source import Source
 from optmigd.enclave_shim.platforms import Platform
 from optmigd.enclave_shim.process import DEFAULT_OWN_DIR, Process, Start
 from optmigd.enclave_shim.tracker import probe
-from optmigd.protocol.convergence import OnStall
 from optmigd.protocol.errors import (
     AlreadyMigrating,
     ChannelClosed,
@@ -48,73 +42,7 @@ from optmigd.protocol.errors import (
     TrackerUnavailable,
 )
 
-MAX_ARENA_BYTES = 1 << 44
 MUST_ARRIVE = frozenset({"session", "release", "resumed"})
-
-Id16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
-Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Memory = Annotated[int, Meta(ge=1 << 20, le=MAX_ARENA_BYTES)]
-StreamCount = Annotated[int, Meta(ge=1, le=64)]
-P = TypeVar("P", bound=msgspec.Struct)
-
-
-class _Launch(msgspec.Struct, forbid_unknown_fields=True):
-    enclave: str
-    image: str
-    policy: bytes
-    args: list[str]
-    env: dict[str, str]
-    memory_bytes: Memory
-    own_dir: str
-    shared: Annotated[list[str], Meta(max_length=abi.RT_MAX_SHARED)]
-    stdin: str
-
-
-class _Receive(msgspec.Struct, forbid_unknown_fields=True):
-    migration_id: Id16
-    enclave: str
-    generation: int
-    image: str
-    policy: bytes
-    memory_bytes: Memory
-    resident_bytes: int
-    streams: StreamCount
-    dry_run: bool
-    source_host: Key32
-    destination_host: Key32
-    own_dir: str
-
-
-class _Export(msgspec.Struct, forbid_unknown_fields=True):
-    migration_id: Id16
-    mode: Literal["precopy", "stop-and-copy"]
-    streams: StreamCount
-    downtime_limit_ms: float
-    max_bandwidth: int
-    on_stall: OnStall
-    verify: bool
-    timeout_s: float
-    dry_run: bool
-    source_host: Key32
-    destination_host: Key32
-
-
-class _AddStream(msgspec.Struct, forbid_unknown_fields=True):
-    migration_id: Id16
-    index: int
-
-
-class _Which(msgspec.Struct, forbid_unknown_fields=True):
-    migration_id: Id16
-
-
-class _Sample(msgspec.Struct, forbid_unknown_fields=True):
-    interval_s: Annotated[float, Meta(gt=0, le=60)]
-
-
-class _Payload(msgspec.Struct, forbid_unknown_fields=True):
-    migration_id: Id16
-    payload: bytes
 
 
 class Agent:
@@ -182,7 +110,7 @@ class Agent:
 
     async def event(self, event: str, params: Params) -> None:
         """Take a one-way message; see `Handler`. One that fits nothing is logged and dropped."""
-        message = _read(params, _Payload)
+        message = requests.read_params(params, requests.Payload)
         migration = self._migration
         if migration is None or migration.orders.binding.migration_id != message.migration_id:
             self._log.info("event_of_unknown_migration_ignored", event_name=event)
@@ -214,7 +142,7 @@ class Agent:
     # ---- the instance ----
 
     async def _launch(self, params: Params, fd: int) -> Params:
-        wanted = _read(params, _Launch)
+        wanted = requests.read_params(params, requests.Launch)
         self._claim()
         try:
             identity = await self._identify(wanted.enclave, wanted.image, wanted.policy)
@@ -246,8 +174,9 @@ class Agent:
         finally:
             self._busy = False
         enclave = self._enclave
+        self._nursery.start_soon(self._tell_exit, enclave)
         self._log.info("enclave_launched", enclave=wanted.enclave, pid=enclave.process.pid)
-        return {**self._describe(enclave), "pid": enclave.process.pid}
+        return {**status.describe(enclave), "pid": enclave.process.pid}
 
     def _claim(self) -> None:
         if self._enclave is not None or self._migration is not None or self._busy:
@@ -288,7 +217,6 @@ class Agent:
             digests=self._digests,
         )
         await self._nursery.start(process.run)
-        self._nursery.start_soon(self._tell_exit, enclave)
         try:
             await process.booted()
         except BaseException:
@@ -324,18 +252,10 @@ class Agent:
             raise EnclaveError("no program runs here")
         return enclave
 
-    def _describe(self, enclave: Enclave) -> Params:
-        why = probe(enclave.process)
-        return {
-            "measurement": enclave.identity.measurement.hex(),
-            "platform": self._platform.name,
-            "tracker": "none" if why else "kernel",
-        }
-
     # ---- migrations ----
 
     async def _receive(self, params: Params, fd: int) -> Params:
-        wanted = _read(params, _Receive)
+        wanted = requests.read_params(params, requests.Receive)
         self._claim()
         try:
             identity = await self._identify(wanted.enclave, wanted.image, wanted.policy)
@@ -376,7 +296,7 @@ class Agent:
         for path in io_files.values():
             # They exist before the process opens them; what they hold arrives later.
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        return await self._start(
+        enclave = await self._start(
             identity,
             Mode.RESTORE,
             orders.memory_bytes,
@@ -390,9 +310,11 @@ class Agent:
             io_files,
             generation=orders.generation,
         )
+        self._nursery.start_soon(self._tell_exit, enclave)
+        return enclave
 
     async def _export(self, params: Params, fd: int) -> Params:
-        wanted = _read(params, _Export)
+        wanted = requests.read_params(params, requests.Export)
         enclave = self._running()
         if not self._idle.is_set():
             raise AlreadyMigrating("another migration of this enclave is in progress")
@@ -450,7 +372,7 @@ class Agent:
 
     async def _add_stream(self, params: Params, fd: int) -> Params:
         try:
-            wanted = _read(params, _AddStream)
+            wanted = requests.read_params(params, requests.AddStream)
             migration = self._find(wanted.migration_id)
         except OptmigError:
             os.close(fd)
@@ -459,7 +381,7 @@ class Agent:
         return {}
 
     async def _cancel(self, params: Params, fd: int) -> Params:
-        self._find(_read(params, _Which).migration_id).cancel()
+        self._find(requests.read_params(params, requests.Which).migration_id).cancel()
         return {}
 
     # ---- questions and the end ----
@@ -467,40 +389,12 @@ class Agent:
     async def _status(self, params: Params, fd: int) -> Params:
         enclave = self._here()
         if enclave is None:
-            migrating = isinstance(self._migration, Destination)
-            return {
-                "state": "waiting" if migrating and not self._idle.is_set() else "booting",
-                "exit_status": None,
-                "measurement": "",
-                "platform": self._platform.name,
-                "tracker": "none",
-                "memory_bytes": 0,
-                "resident_bytes": 0,
-                "generation": 0,
-                "pid": 0,
-                "blockers": [],
-            }
-        found = await trio.to_thread.run_sync(self._blockers, enclave)
-        return {
-            **self._describe(enclave),
-            "state": _state_name(enclave),
-            "exit_status": self._exit_status,
-            "memory_bytes": enclave.arena.size_bytes,
-            "resident_bytes": enclave.arena.resident_bytes(),
-            "generation": enclave.generation,
-            "pid": enclave.process.pid,
-            "blockers": found,
-        }
-
-    def _blockers(self, enclave: Enclave) -> list[Params]:
-        if enclave.process.exited.is_set():
-            return []
-        files = TravellingFiles(enclave.own_dir, enclave.io_files, RECORD_BYTES)
-        found = [*preflight.open_files(enclave.arena).blockers, *files.blockers()]
-        return [dict(blocker.as_fields()) for blocker in found]
+            waiting = isinstance(self._migration, Destination) and not self._idle.is_set()
+            return status.nobody(self._platform, "waiting" if waiting else "booting")
+        return await trio.to_thread.run_sync(status.of_enclave, enclave, self._exit_status)
 
     async def _sample_dirty(self, params: Params, fd: int) -> Params:
-        wanted = _read(params, _Sample)
+        wanted = requests.read_params(params, requests.Sample)
         enclave = self._running()
         if not self._idle.is_set():
             raise AlreadyMigrating("its dirty pages are being tracked by a migration")
@@ -524,25 +418,3 @@ class Agent:
     async def _shutdown(self, params: Params, fd: int) -> Params:
         self._stopping.set()
         return {}
-
-
-def _state_name(enclave: Enclave) -> str:
-    """The state of Contract 1's `status`."""
-    if enclave.process.released:
-        return "released"
-    names = {RtState.PREPARED: "waiting"}
-    state = enclave.process.state
-    return names.get(state, state.name.lower())
-
-
-def _read(params: Params, type_: type[P]) -> P:
-    """Read a request's parameters.
-
-    Raises:
-        RemoteProtocolError: a parameter is missing, unknown or out of bounds.
-
-    """
-    try:
-        return msgspec.convert(params, type_)
-    except msgspec.ValidationError as error:
-        raise RemoteProtocolError(f"the request's parameters are not valid: {error}") from error

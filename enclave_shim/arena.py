@@ -83,7 +83,7 @@ def coarse_runs(runs: Runs, limit: int) -> Runs:
     first = runs["first"].astype(np.int64)
     end = first + runs["count"]
     gaps = first[1:] - end[:-1]
-    keep = np.sort(np.argpartition(gaps, len(gaps) - (limit - 1))[len(gaps) - (limit - 1) :])
+    keep = np.sort(np.argsort(-gaps, kind="stable")[: limit - 1])
     starts = np.concatenate((first[:1], first[1:][keep]))
     ends = np.concatenate((end[:-1][keep], end[-1:]))
     return as_runs(starts, ends - starts)

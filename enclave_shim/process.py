@@ -139,23 +139,24 @@ class Process:
 
         Cancellation kills the process and reaps it.
         """
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow_events)
-            task_status.started()
-            try:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow_events)
+                task_status.started()
                 await trio.lowlevel.wait_readable(self._pidfd)
-            finally:
-                self.kill()
-                code = self._popen.wait()  # at once, or as soon as the kernel has taken it down
-                state = self.ctl["state"]
-                if code < 0:
-                    self._exit_status = 128 - code
-                else:
-                    self._exit_status = self.ctl["exit_status"] if state == RtState.EXITED else code
-                self.exited.set()
-                self._announce()
                 nursery.cancel_scope.cancel()
-                self._close()
+        finally:
+            self.kill()
+            code = self._popen.wait()  # at once, or as soon as the kernel has taken it down
+            if code < 0:
+                self._exit_status = 128 - code
+            elif self.ctl["state"] == RtState.EXITED:
+                self._exit_status = self.ctl["exit_status"]
+            else:
+                self._exit_status = code
+            self.exited.set()
+            self._announce()
+            self._close()
 
     async def _follow_events(self) -> None:
         while True:
@@ -209,10 +210,10 @@ class Process:
             raise RuntimeFailed(f"the image did not start within {BOOT_TIMEOUT_S:.0f} s")
 
     async def _receive_tracker_fds(self) -> None:
-        await trio.lowlevel.wait_readable(self._socket)
-        payload, fds, _, _ = socket.recv_fds(self._socket, 4, 2)
-        self._socket.close()
-        if len(payload) != 4:
+        with self._socket:
+            await trio.lowlevel.wait_readable(self._socket)
+            payload, fds, _, _ = socket.recv_fds(self._socket, 4, 2)
+        if len(payload) != 4:  # the process has ended
             await self.exited.wait()
             raise self._failure()
         self.tracker_errno = array.array("i", payload)[0]
@@ -288,5 +289,4 @@ class Process:
             if fd >= 0:
                 os.close(fd)
         self.uffd = self.pagemap = self._event = self._pidfd = -1
-        self._socket.close()
         self.ctl.close()

@@ -70,6 +70,11 @@ class Enclave:
     io_files: dict[str, Path]
     digests: DigestCache
 
+    @property
+    def io_dir(self) -> Path:
+        """Where the files of the "io" root stand, if they came with the enclave."""
+        return self.io_files["output.log"].parent
+
 
 @dataclass(frozen=True)
 class Binding:

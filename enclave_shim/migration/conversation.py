@@ -5,18 +5,21 @@ events of the agent and come in by `deliver`. One task, `listen`, opens everythi
 a refusal by the peer is noticed at once, whatever the role is doing.
 """
 
+import os
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import trio
 from msgspec import Struct
 
+from optmigd.enclave_shim.migration.common import Appraiser, Binding, Emit, Identity
 from optmigd.protocol.errors import MigrationFailed, RemoteProtocolError
 from optmigd.protocol.session import (
     Established,
     Refuse,
     ReleaseToken,
     ResumedReport,
+    SessionBinding,
     SessionChannel,
     SessionKeys,
     SessionMessage,
@@ -133,3 +136,31 @@ class Conversation:
     def open_resumed(self, payload: bytes) -> ResumedReport:
         """Open a confirmation; see `SessionChannel.open_resumed`."""
         return self._channel.open_resumed(payload)
+
+
+def open_conversation(
+    role: Literal["source", "destination"],
+    identity: Identity,
+    binding: Binding,
+    appraiser: Appraiser,
+    emit: Emit,
+) -> Conversation:
+    """A new conversation for one migration, with keys of its own."""
+
+    async def emit_payload(payload: bytes) -> None:
+        await emit("session", {"payload": payload})
+
+    channel = SessionChannel(
+        role=role,
+        ephemeral_private=os.urandom(32),
+        static_private=os.urandom(32),
+        binding=SessionBinding(
+            binding.migration_id,
+            binding.source_host,
+            binding.destination_host,
+            identity.policy.digest(),
+        ),
+        make_evidence=lambda data: identity.platform.evidence(identity.measurement, data),
+        appraise=appraiser,
+    )
+    return Conversation(channel, emit_payload)

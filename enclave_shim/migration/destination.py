@@ -15,16 +15,14 @@ have let go, and then this is the only instance: silence alone destroys nothing.
 
 import hmac
 import os
-import socket
 import time
 from collections.abc import Awaitable, Callable
 
 import trio
 
-from optmigd.enclave_shim import abi, preflight
+from optmigd.enclave_shim import preflight
 from optmigd.enclave_shim.abi import Command
-from optmigd.enclave_shim.arena import Arena, Runs
-from optmigd.enclave_shim.files import FileReceiver
+from optmigd.enclave_shim.migration.arrival import Arrival, populate
 from optmigd.enclave_shim.migration.common import (
     RECORD_BYTES,
     Appraiser,
@@ -34,11 +32,9 @@ from optmigd.enclave_shim.migration.common import (
     Log,
     ReceiveOrders,
     Streams,
-    page_count,
 )
-from optmigd.enclave_shim.migration.conversation import Conversation, PeerRefused
+from optmigd.enclave_shim.migration.conversation import PeerRefused, open_conversation
 from optmigd.enclave_shim.migration.proposal import check_proposal, resident_runs
-from optmigd.enclave_shim.migration.pump import Receiver, RoundMark, windows
 from optmigd.enclave_shim.migration.report import DestinationReport, Parts, boot_id, root_cause
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.ciphers import choose_cipher
@@ -54,17 +50,13 @@ from optmigd.protocol.errors import (
 )
 from optmigd.protocol.handoff import Action, Event, Migration, Phase, Role, check_token
 from optmigd.protocol.link import WireBlocker
-from optmigd.protocol.records import Counts, StreamOpener, overall_chain, state_digest
+from optmigd.protocol.records import state_digest
 from optmigd.protocol.session import (
     Answer,
     Manifest,
     Proposal,
     Ready,
     ResumedReport,
-    RoundDone,
-    SessionBinding,
-    SessionChannel,
-    SessionKeys,
 )
 from optmigd.protocol.wire import encode
 
@@ -109,34 +101,18 @@ class Destination:
         self._log = log
         self._parts = Parts()
         self._appraiser = Appraiser(identity)
-        binding = orders.binding
-        self._conversation = Conversation(
-            SessionChannel(
-                role="destination",
-                ephemeral_private=os.urandom(32),
-                static_private=os.urandom(32),
-                binding=SessionBinding(
-                    binding.migration_id,
-                    binding.source_host,
-                    binding.destination_host,
-                    identity.policy.digest(),
-                ),
-                make_evidence=lambda data: identity.platform.evidence(identity.measurement, data),
-                appraise=self._appraiser,
-            ),
-            self._emit_session,
+        self._conversation = open_conversation(
+            "destination", identity, orders.binding, self._appraiser, emit
         )
         self._report = DestinationReport(identity, orders)
         self._instance = os.urandom(32)
         self._scope = trio.CancelScope()
         self._cancelled_because: OptmigError | None = None
         self._actions: tuple[Action, ...] = ()
-        self._receivers: list[Receiver] = []
-        self._complete = False
+        self._arrival: Arrival | None = None
         self._manifest: Manifest | None = None
         self._digest = b""
         self._evidence = b""
-        self._account = (Counts(), b"")
         self._same_clock = False
         self._resumed_payload = b""
         self._started = trio.Event()
@@ -243,8 +219,15 @@ class Destination:
         self._report.setup_done()
         await self._enter()
         await self._conversation.send(answer)
-        manifest = await self._receive_all(nursery, keys, answer, proposal)
-        await self._verify(manifest, proposal)
+        self._arrival = arrival = Arrival(self._instance_here(), self.orders, self.migration)
+        manifest = await arrival.receive_all(
+            nursery, self._conversation, await self.streams.all(), keys, answer
+        )
+        if manifest.generation != proposal.generation + 1:
+            raise RemoteProtocolError("the manifest names another generation")
+        if not arrival.fits(manifest):
+            raise self._differs("the manifest does not fit what has arrived")
+        await self._verify(manifest, proposal, arrival.chain)
         return True
 
     async def _stop_at_answer(self, blockers: list[Blocker]) -> bool:
@@ -261,114 +244,12 @@ class Destination:
         runs = resident_runs(proposal)
         self.enclave = enclave = await self._prepare()
         nursery.start_soon(self._watch_process, enclave)
-        chunks = [chunk for window in windows(runs, POPULATE_PAGES) for chunk in _each(window)]
-
-        async def populate_in_process() -> None:
-            for chunk in chunks:
-                first, count = int(chunk["first"][0]), int(chunk["count"][0])
-                offset, length = first * abi.PAGE_BYTES, count * abi.PAGE_BYTES
-                await enclave.process.command(Command.POPULATE, offset, length)
-
-        # Both maps need their entries; whoever comes first to a page allocates it. The two start at
-        # opposite ends, so that two processors share the cost of zeroing.
-        async with trio.open_nursery() as both:
-            both.start_soon(populate_in_process)
-            for chunk in reversed(chunks):
-                await trio.to_thread.run_sync(_populate, enclave.arena, chunk)
+        await populate(enclave, runs)
 
     async def _watch_process(self, enclave: Enclave) -> None:
         await enclave.process.exited.wait()
         if not self.migration.released:
             raise EnclaveError("the waiting process of the new instance has ended")
-
-    # ---- rounds ----
-
-    async def _receive_all(
-        self, nursery: trio.Nursery, keys: SessionKeys, answer: Answer, proposal: Proposal
-    ) -> Manifest:
-        """Receive rounds until one is the manifest's; returns the manifest that fits them."""
-        send, inbox = trio.open_memory_channel[RoundMark | Manifest](4 * self.orders.streams + 4)
-        self._start_receivers(nursery, keys, answer, proposal, await self.streams.all(), send)
-
-        async def await_manifest() -> None:
-            await send.send(await self._conversation.receive(Manifest))
-
-        nursery.start_soon(await_manifest)
-        last: Manifest | None = None
-        complete = -1
-        marks: dict[int, RoundMark] = {}
-        while last is None or complete < last.round_no:
-            item = await inbox.receive()
-            if isinstance(item, Manifest):
-                last = item
-                continue
-            if item.round_no != complete + 1:
-                raise RemoteProtocolError("the streams' rounds have come apart")
-            marks[item.stream] = item
-            if len(marks) < self.orders.streams:
-                continue
-            complete += 1
-            self._account = _account(marks)
-            marks.clear()
-            self.migration.handle(Event.ROUND_RECEIVED)
-            if last is None:
-                totals, chain = self._account
-                await self._conversation.send(
-                    RoundDone(complete, totals.records, totals.all_pages, chain)
-                )
-        self._complete = True
-        totals, chain = self._account
-        found = (complete, totals.records, totals.all_pages, chain)
-        if found != (last.round_no, last.records, last.pages, last.chain):
-            raise self._differs("the manifest does not fit what has arrived")
-        if last.generation != proposal.generation + 1:
-            raise RemoteProtocolError("the manifest names another generation")
-        return last
-
-    def _start_receivers(
-        self,
-        nursery: trio.Nursery,
-        keys: SessionKeys,
-        answer: Answer,
-        proposal: Proposal,
-        sockets: list[socket.socket],
-        inbox: trio.MemorySendChannel[RoundMark | Manifest],
-    ) -> None:
-        enclave = self._instance_here()
-        files = FileReceiver(enclave.own_dir, enclave.own_dir.parent)
-
-        def on_round(mark: RoundMark) -> None:
-            trio.from_thread.run(inbox.send, mark)
-
-        for index, sock in enumerate(sockets):
-            opener = StreamOpener(
-                keys,
-                self.orders.binding.migration_id,
-                index,
-                answer.cipher,
-                arena_pages=page_count(proposal.arena_bytes),
-                record_bytes=answer.record_bytes,
-            )
-            receiver = Receiver(
-                sock,
-                opener,
-                enclave.arena,
-                files,
-                record_bytes=answer.record_bytes,
-                on_round=on_round,
-            )
-            self._receivers.append(receiver)
-            nursery.start_soon(self._receive_stream, receiver)
-
-    async def _receive_stream(self, receiver: Receiver) -> None:
-        try:
-            await trio.to_thread.run_sync(receiver.run)
-            if not self._complete:
-                raise ChannelClosed("a data stream ended before the last round")
-        except (OSError, ChannelClosed):
-            # Most likely the source gave up: then its reason, sealed, is on its way.
-            await trio.sleep(REFUSAL_GRACE_S)
-            raise
 
     async def _shut_streams_at_the_end(self) -> None:
         try:
@@ -378,7 +259,7 @@ class Destination:
 
     # ---- hand-off ----
 
-    async def _verify(self, manifest: Manifest, proposal: Proposal) -> None:
+    async def _verify(self, manifest: Manifest, proposal: Proposal, chain: bytes) -> None:
         """Make sure that the state here is the source's, put it in its place, and say READY."""
         enclave = self._instance_here()
         if manifest.arena_digest:
@@ -401,7 +282,7 @@ class Destination:
         self._digest = state_digest(
             self.orders.binding.migration_id,
             manifest.generation,
-            self._account[1],
+            chain,
             encode(manifest),
         )
         self.migration.handle(Event.PREPARED)
@@ -468,7 +349,7 @@ class Destination:
         if outcome != "completed":
             await self._destroy()
         self._log.info("migration_ended", outcome=outcome, error=error and error.message)
-        received_bytes = sum(receiver.received_bytes for receiver in self._receivers)
+        received_bytes = self._arrival.received_bytes if self._arrival else 0
         report = self._report.fields(self._parts, received_bytes, self._appraiser.claims)
         await self._enter()
         fields = None if error is None else to_wire(error)
@@ -496,23 +377,3 @@ class Destination:
         if state != self._state:
             self._state = state
             await self._emit("state", {"state": state})
-
-    async def _emit_session(self, payload: bytes) -> None:
-        await self._emit("session", {"payload": payload})
-
-
-def _account(marks: dict[int, RoundMark]) -> tuple[Counts, bytes]:
-    """Totals and chain over all streams, at the end of a round."""
-    totals = Counts()
-    for mark in marks.values():
-        totals.add(mark.totals)
-    return totals, overall_chain([marks[index].chain for index in sorted(marks)])
-
-
-def _each(runs: Runs) -> list[Runs]:
-    """The runs one by one."""
-    return [runs[index : index + 1] for index in range(len(runs))]
-
-
-def _populate(arena: Arena, runs: Runs) -> None:
-    arena.populate(runs, write=True)

@@ -17,16 +17,12 @@ destination told to give up. After 4 nothing does: `run` waits for RESUMED as lo
 """
 
 import hmac
-import os
 import time
 
 import trio
 
-from optmigd.enclave_shim import preflight
-from optmigd.enclave_shim.files import TravellingFiles
 from optmigd.enclave_shim.migration.common import (
     QUIESCE_TIMEOUT_S,
-    RECORD_BYTES,
     Appraiser,
     Emit,
     Enclave,
@@ -35,14 +31,13 @@ from optmigd.enclave_shim.migration.common import (
     Params,
     Streams,
 )
-from optmigd.enclave_shim.migration.conversation import Conversation
+from optmigd.enclave_shim.migration.conversation import open_conversation
 from optmigd.enclave_shim.migration.forecast import (
     FIXED_DOWNTIME_MS,
     forecast_fields,
     sample_dirty,
 )
 from optmigd.enclave_shim.migration.proposal import make_proposal
-from optmigd.enclave_shim.migration.pump import Sender
 from optmigd.enclave_shim.migration.report import (
     Parts,
     SourceReport,
@@ -51,6 +46,7 @@ from optmigd.enclave_shim.migration.report import (
     timed_out,
 )
 from optmigd.enclave_shim.migration.rounds import Rounds
+from optmigd.enclave_shim.migration.setup import find_blockers, make_rounds
 from optmigd.enclave_shim.migration.switchover import (
     make_manifest,
     needs_when_parked,
@@ -58,7 +54,7 @@ from optmigd.enclave_shim.migration.switchover import (
     receive_ready,
 )
 from optmigd.enclave_shim.migration.throttle import Throttle
-from optmigd.enclave_shim.tracker import KernelTracker, probe, tracked_ranges
+from optmigd.enclave_shim.tracker import probe
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.ciphers import check_chosen
 from optmigd.protocol.convergence import (
@@ -80,16 +76,12 @@ from optmigd.protocol.errors import (
     to_wire,
 )
 from optmigd.protocol.handoff import Action, Event, Migration, Role
-from optmigd.protocol.records import StreamSealer, state_digest
+from optmigd.protocol.records import state_digest
 from optmigd.protocol.session import (
     Answer,
-    FileNeed,
     Proposal,
     ReleaseToken,
     RoundDone,
-    SessionBinding,
-    SessionChannel,
-    SessionKeys,
 )
 from optmigd.protocol.wire import encode
 
@@ -119,23 +111,7 @@ class Source:
         self._parts = Parts()
         who = enclave.identity
         self._appraiser = Appraiser(who)
-        binding = orders.binding
-        self._conversation = Conversation(
-            SessionChannel(
-                role="source",
-                ephemeral_private=os.urandom(32),
-                static_private=os.urandom(32),
-                binding=SessionBinding(
-                    binding.migration_id,
-                    binding.source_host,
-                    binding.destination_host,
-                    who.policy.digest(),
-                ),
-                make_evidence=lambda data: who.platform.evidence(who.measurement, data),
-                appraise=self._appraiser,
-            ),
-            self._emit_session,
-        )
+        self._conversation = open_conversation("source", who, orders.binding, self._appraiser, emit)
         self._report = SourceReport(enclave, orders)
         self._scope = trio.CancelScope()
         self._cancelled_because: OptmigError | None = None
@@ -249,7 +225,9 @@ class Source:
         if self.orders.dry_run:
             return
         self.migration.handle(Event.ACCEPTED)
-        self._rounds = rounds = await self._make_rounds(keys, answer)
+        self._rounds = rounds = make_rounds(
+            self.enclave, self.orders, await self.streams.all(), keys, answer
+        )
         self._report.setup_done()
         try:
             throttle = Throttle(self.enclave.process)
@@ -271,7 +249,7 @@ class Source:
     async def _propose(self) -> Answer:
         """Find all blockers of both sides, and have the destination make itself ready."""
         enclave, orders = self.enclave, self.orders
-        needs, blockers = await trio.to_thread.run_sync(self._find_blockers)
+        needs, blockers = await trio.to_thread.run_sync(find_blockers, enclave, orders)
         only_ask = orders.dry_run or bool(blockers)
         can_sample = orders.dry_run and not probe(enclave.process)
         sample = await sample_dirty(enclave) if can_sample else None
@@ -296,42 +274,6 @@ class Source:
             if answer.record_bytes > proposal.record_bytes:
                 raise RemoteProtocolError("the destination wants larger records than proposed")
         return answer
-
-    def _find_blockers(self) -> tuple[list[FileNeed], list[Blocker]]:
-        enclave = self.enclave
-        found = preflight.open_files(enclave.arena)
-        needs, blockers = preflight.file_needs(found, enclave.digests)
-        files = TravellingFiles(enclave.own_dir, enclave.io_files, RECORD_BYTES)
-        blockers = [*found.blockers, *blockers, *files.blockers()]
-        if self.orders.mode == "precopy" and (why := probe(enclave.process)):
-            message = f"{why}; --mode stop-and-copy works without a tracker"
-            blockers.append(Blocker("tracker", "kernel", message))
-        return needs, blockers
-
-    async def _make_rounds(self, keys: SessionKeys, answer: Answer) -> Rounds:
-        enclave, orders = self.enclave, self.orders
-        sockets = await self.streams.all()
-        senders = [
-            Sender(
-                sock,
-                StreamSealer(
-                    keys,
-                    orders.binding.migration_id,
-                    index,
-                    answer.cipher,
-                    record_bytes=answer.record_bytes,
-                ),
-                enclave.arena,
-                streams=orders.streams,
-                record_bytes=answer.record_bytes,
-            )
-            for index, sock in enumerate(sockets)
-        ]
-        files = TravellingFiles(enclave.own_dir, enclave.io_files, answer.record_bytes)
-        tracker = None
-        if orders.mode == "precopy":
-            tracker = KernelTracker(enclave.process, tracked_ranges(enclave.arena))
-        return Rounds(enclave.arena, senders, files, tracker)
 
     # ---- rounds ----
 
@@ -504,9 +446,6 @@ class Source:
         if state != self._state:
             self._state = state
             await self._emit("state", {"state": state})
-
-    async def _emit_session(self, payload: bytes) -> None:
-        await self._emit("session", {"payload": payload})
 
 
 def _ms_since(start_s: float) -> float:

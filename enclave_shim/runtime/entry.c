@@ -371,6 +371,7 @@ static void init_state(struct boot *b) {
   if (b->data_end)
     rt_memory_add(b->data_start, b->data_end, PROT_RW, 4);
   raw3(__NR_mprotect, b->stack_low - STACK_GUARD_BYTES, STACK_GUARD_BYTES, 0);
+  rt_memory_add(b->stack_low - STACK_GUARD_BYTES, b->stack_low, 0, 1);
   rt_files_init();
 }
 

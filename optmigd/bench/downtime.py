@@ -39,15 +39,29 @@ class Cell:
 
 
 def _own_memory_bytes(pid: int) -> int:
-    """Memory of a process that is its own: without the arena and other shared mappings."""
-    fields = dict(
-        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-    )
-    return int(fields["RssAnon"].split()[0]) << 10
+    """Memory of a process that is its own: without the arena and other shared mappings; 0 if gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    return int(fields.get("RssAnon", "0").split()[0]) << 10
 
 
-def _agent_pids(host: Host) -> list[int]:
-    return [int(path.read_text()) for path in host.folder.glob("state/enclaves/*/agent.pid")]
+class MemoryWatch:
+    """The largest memory of any daemon and any agent, as seen at every event of a migration."""
+
+    def __init__(self, hosts: tuple[Host, Host]) -> None:
+        self._hosts = hosts
+        self.daemon_bytes = 0
+        self.agent_bytes = 0
+
+    def look(self, event: object = None) -> None:
+        """Look once."""
+        for host in self._hosts:
+            self.daemon_bytes = max(self.daemon_bytes, _own_memory_bytes(host.process.pid))
+            for path in host.folder.glob("state/enclaves/*/agent.pid"):
+                self.agent_bytes = max(self.agent_bytes, _own_memory_bytes(int(path.read_text())))
 
 
 def measure_mode(
@@ -66,15 +80,11 @@ def measure_mode(
         if b"filled" in piece:
             break
     moves = []
-    memory = {"daemon_bytes": 0, "agent_bytes": 0}
+    memory = MemoryWatch(hosts)
     for _ in range(cell.repeats):
-        moves.append(dict(here.client.migrate(enclave, there.name, mode=mode)))
-        for host in hosts:
-            memory["daemon_bytes"] = max(
-                memory["daemon_bytes"], _own_memory_bytes(host.process.pid)
-            )
-            for pid in _agent_pids(host):
-                memory["agent_bytes"] = max(memory["agent_bytes"], _own_memory_bytes(pid))
+        moved = here.client.migrate(enclave, there.name, mode=mode, on_event=memory.look)
+        moves.append(dict(moved))
+        memory.look()
         here, there = there, here
         time.sleep(0.5)  # let the program run between two moves, so that each finds it at work
     output = b"".join(here.client.logs(enclave))
@@ -86,7 +96,7 @@ def measure_mode(
         "downtime_ms": [move["downtime_ms"] for move in moves],
         "total_time_ms": [move["total_time_ms"] for move in moves],
         "longest_pause_ms": max(pauses, default=None),
-        "memory": memory,
+        "memory": {"daemon_bytes": memory.daemon_bytes, "agent_bytes": memory.agent_bytes},
     }
 
 

@@ -1,5 +1,7 @@
 """Two daemons on this machine's loopback, with keys of their own, as two hosts would have them."""
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from optmigd.blocking import BlockingClient
 from optmigd.conversation import DaemonUnreachable
+from optmigd.protocol.errors import OptmigError
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
@@ -72,17 +75,37 @@ def start_host(
 
 
 def stop_host(host: Host) -> None:
-    """End the enclaves that are on the host, then its daemon."""
-    with suppress(DaemonUnreachable):
+    """End the enclaves that are on the host, then its daemon, whatever state they are in."""
+    try:
         for status in host.client.list_enclaves():
             if status["state"] not in ("moved", "exited"):
-                host.client.stop(status["enclave"])
-    host.process.terminate()
-    try:
-        host.process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        host.process.kill()
-        host.process.wait()
+                with suppress(OptmigError):  # it is just arriving, leaving or ending: see below
+                    host.client.stop(status["enclave"])
+    except DaemonUnreachable:
+        pass  # a test may have ended the daemon itself
+    finally:
+        host.process.terminate()
+        try:
+            host.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            host.process.kill()
+            host.process.wait()
+        _end_agents(host)
+
+
+def _end_agents(host: Host) -> None:
+    """End what agents are left: they outlive their daemon, and a measurement must not."""
+    for path in host.folder.glob("state/enclaves/*/agent.pid"):
+        with suppress(ProcessLookupError, ValueError):
+            pidfd = os.pidfd_open(int(path.read_text()))
+            try:
+                if (
+                    str(path.parent).encode()
+                    in Path(f"/proc/{path.read_text()}/cmdline").read_bytes()
+                ):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
 
 
 def introduce(hosts: list[Host]) -> None:

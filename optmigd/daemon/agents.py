@@ -172,6 +172,8 @@ class Agent:
         Shielded from cancellation, for at most `grace_s` and the kernel's time to kill it. Without
         `run` there is no connection to ask politely.
         """
+        if self.gone.is_set():
+            return
         with trio.CancelScope(shield=True):
             with trio.move_on_after(0 if self._left else grace_s):
                 try:

@@ -160,7 +160,7 @@ class _Connection:
             raise RemoteProtocolError(f"request {number} is still in progress")
         if len(self._requests) >= MAX_REQUESTS:
             raise RemoteProtocolError(f"more than {MAX_REQUESTS} requests on one connection")
-        params = mapping(request.get("params") or {}, "params")
+        params = mapping(request.get("params", {}), "params")
         scope = self._requests[number] = trio.CancelScope()
         nursery.start_soon(self._carry_out, number, method, params, scope)
 

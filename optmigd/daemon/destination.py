@@ -4,6 +4,7 @@ The daemon learns three things from its agent: `state` switchover (from here on 
 go), `resumed` (the enclave runs here: journaled before anybody is told) and `ended`.
 """
 
+import dataclasses
 import socket
 from collections.abc import Callable
 
@@ -13,11 +14,12 @@ import trio
 from optmigd.config import Peer
 from optmigd.daemon.admission import admission_blockers, can_rehearse, fetch_image
 from optmigd.daemon.agents import CONNECTION_LOST, Agent, Event
-from optmigd.daemon.answers import Params, mapping, param
+from optmigd.daemon.answers import Params, param
 from optmigd.daemon.host import Host
 from optmigd.daemon.journal import MigrationRow
 from optmigd.daemon.link import Link, refusal
 from optmigd.daemon.nurseries import open_flat_nursery
+from optmigd.daemon.outcomes import reported_error
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Activity, Instance
 from optmigd.daemon.streams import StreamDuplicates
@@ -28,7 +30,6 @@ from optmigd.protocol.errors import (
     MigrationFailed,
     OptmigError,
     RuntimeFailed,
-    from_wire,
 )
 from optmigd.protocol.link import (
     Abort,
@@ -58,7 +59,7 @@ class Arrival:
         """Prepare it; `instance` is one that an earlier daemon has started."""
         self.instance = instance
         self.owned = instance is not None and instance.row.state == "running"
-        self.token_given = self.owned
+        self.token_given = False
         self.aborted = False
         self.ended: Params | None = None
         self.resumed_event = trio.Event()
@@ -153,12 +154,7 @@ class Arrival:
         """What the agent's `ended` says if it is not a success."""
         if self.ended is None or self.ended.get("outcome") in ("completed", "checked"):
             return None
-        error = mapping(self.ended.get("error") or {}, "error")
-        return from_wire(
-            str(error.get("code", MigrationFailed.code)),
-            str(error.get("message", "the shim agent gave no reason")),
-            mapping(error.get("fields") or {}, "fields"),
-        )
+        return reported_error(self.ended) or MigrationFailed("the shim agent gave no reason")
 
     def close(self) -> None:
         """Take no more streams and listen no longer."""
@@ -261,13 +257,12 @@ class Arrival:
         if self.instance is None or self._row.resumed is not None:
             return
         with trio.CancelScope(shield=True):
-            if not self.owned:
-                self.owned = True
-                self.instance.migration = None
-                self.instance.last_migration = self._record
-                await self._host.registry.running(self.instance)
-            self._row.resumed = confirmation
-            await self._host.journal.save_migration(self._row)
+            journaled = dataclasses.replace(self._row, resumed=confirmation)
+            await self._host.registry.running(self.instance, journaled)
+        self._row.resumed = confirmation
+        self.owned = True
+        self.instance.migration = None
+        self.instance.last_migration = self._record
         self.resumed_event.set()
         self._log.info("enclave_resumed", owner_generation=self.instance.row.generation)
 

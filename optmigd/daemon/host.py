@@ -62,12 +62,7 @@ class Host:
 
     async def dial(self, peer: Peer) -> Link:
         """Open a conversation with a peer; raises as `link.dial`."""
-        return await dial(
-            peer,
-            self.identity,
-            self.name,
-            timeout_s=self.settings.limits.handshake_timeout_s,
-        )
+        return await dial(peer, self.identity, self.name, self.settings.limits)
 
     def peer_name(self, key: bytes) -> str:
         """Return the name of a host by its key: this one, a peer, or the key of a stranger."""

@@ -239,6 +239,8 @@ class IncomingMigration:
         self.record.finish("completed")
         await self._save("completed")
         self._log.info("migration_completed")
+        if self._arrival.instance is not None:
+            await self._host.registry.forget_older(self._arrival.instance)
 
     async def _leave(self) -> None:
         """Destroy what nobody waits for any more."""

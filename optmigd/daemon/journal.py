@@ -18,6 +18,8 @@ from optmigd.protocol.errors import ConfigError
 
 T = TypeVar("T")
 
+Statement = tuple[str, tuple[Any, ...]]
+
 SCHEMA_VERSION = 1
 
 _SCHEMA = """
@@ -104,22 +106,16 @@ class Journal:
 
     async def save_instance(self, row: InstanceRow) -> None:
         """Insert or replace one stay of an enclave."""
-        values = (
-            row.enclave,
-            row.number,
-            row.state,
-            row.generation,
-            row.exit_status,
-            row.came_from,
-            row.moved_to,
-            msgspec.msgpack.encode(row.facts),
-        )
-        await self._write("INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?)", values)
+        await self._write(_put_instance(row))
+
+    async def save_arrival(self, instance: InstanceRow, migration: MigrationRow) -> None:
+        """Write a stay and the migration that brought it, both or neither."""
+        await self._write(_put_instance(instance), _put_migration(migration))
 
     async def delete_instance(self, enclave: str, number: int) -> None:
         """Forget a stay that came to nothing."""
         await self._write(
-            "DELETE FROM instances WHERE enclave = ? AND number = ?", (enclave, number)
+            ("DELETE FROM instances WHERE enclave = ? AND number = ?", (enclave, number))
         )
 
     async def instances(self) -> list[InstanceRow]:
@@ -129,33 +125,11 @@ class Journal:
 
     async def save_migration(self, row: MigrationRow) -> None:
         """Insert or replace one migration."""
-        values = (
-            row.migration_id,
-            row.enclave,
-            row.number,
-            row.role,
-            row.peer_key,
-            row.generation,
-            row.state,
-            row.started_s,
-            row.token,
-            row.resumed,
-            msgspec.msgpack.encode(row.result),
-        )
-        await self._write(
-            "INSERT OR REPLACE INTO migrations VALUES (?,?,?,?,?,?,?,?,?,?,?)", values
-        )
+        await self._write(_put_migration(row))
 
     async def migration(self, migration_id: bytes) -> MigrationRow | None:
         """Return one migration, None if this host knows nothing of it."""
         rows = await self._read("SELECT * FROM migrations WHERE migration_id = ?", (migration_id,))
-        return _migration(rows[0]) if rows else None
-
-    async def latest_migration(self, enclave: str) -> MigrationRow | None:
-        """Return the last migration of an enclave in which this host took part."""
-        rows = await self._read(
-            "SELECT * FROM migrations WHERE enclave = ? ORDER BY started_s DESC LIMIT 1", (enclave,)
-        )
         return _migration(rows[0]) if rows else None
 
     async def completed_migration(self, enclave: str) -> MigrationRow | None:
@@ -174,10 +148,11 @@ class Journal:
         )
         return [_migration(row) for row in rows]
 
-    async def _write(self, statement: str, values: tuple[Any, ...]) -> None:
+    async def _write(self, *statements: Statement) -> None:
         def write() -> None:
             with self._connection:
-                self._connection.execute(statement, values)
+                for statement, values in statements:
+                    self._connection.execute(statement, values)
 
         await self._run(write)
 
@@ -186,6 +161,37 @@ class Journal:
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, limiter=self._one_at_a_time)
+
+
+def _put_instance(row: InstanceRow) -> Statement:
+    values = (
+        row.enclave,
+        row.number,
+        row.state,
+        row.generation,
+        row.exit_status,
+        row.came_from,
+        row.moved_to,
+        msgspec.msgpack.encode(row.facts),
+    )
+    return "INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?)", values
+
+
+def _put_migration(row: MigrationRow) -> Statement:
+    values = (
+        row.migration_id,
+        row.enclave,
+        row.number,
+        row.role,
+        row.peer_key,
+        row.generation,
+        row.state,
+        row.started_s,
+        row.token,
+        row.resumed,
+        msgspec.msgpack.encode(row.result),
+    )
+    return "INSERT OR REPLACE INTO migrations VALUES (?,?,?,?,?,?,?,?,?,?,?)", values
 
 
 def _migration(row: tuple[Any, ...]) -> MigrationRow:

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import trio
 
-from optmigd.config import HostIdentity, Peer, PeerBook, fingerprint
-from optmigd.daemon.streams import tune
+from optmigd.config import HostIdentity, LimitSettings, Peer, PeerBook, fingerprint
+from optmigd.daemon.streams import tune_link
 from optmigd.protocol.errors import (
     ChannelClosed,
     HandshakeFailed,
@@ -141,14 +141,15 @@ def refusal(message: LinkMessage, peer: Peer) -> OptmigError:
     )
 
 
-async def dial(peer: Peer, identity: HostIdentity, host_name: str, *, timeout_s: float) -> Link:
+async def dial(peer: Peer, identity: HostIdentity, host_name: str, limits: LimitSettings) -> Link:
     """Open a conversation with a peer.
 
     Args:
         peer: its address and the key it must prove.
         identity: this host's key.
         host_name: what this host calls itself.
-        timeout_s: for connecting and the handshake together.
+        limits: how long connecting and the handshake may take together, and how long a dead peer
+            goes unnoticed.
 
     Raises:
         HostUnreachable: no connection, or no handshake in time.
@@ -156,10 +157,10 @@ async def dial(peer: Peer, identity: HostIdentity, host_name: str, *, timeout_s:
         HandshakeFailed, VersionMismatch: who answers does not speak our protocol.
     """
     try:
-        with trio.fail_after(timeout_s):
+        with trio.fail_after(limits.handshake_timeout_s):
             stream = await trio.open_tcp_stream(peer.host, peer.port)
             try:
-                tune(stream.socket)
+                tune_link(stream.socket, limits.link_idle_timeout_s)
                 channel = _channel(identity, host_name, initiator=True)
                 await stream.send_all(LINK_PREAMBLE + channel.start())
 
@@ -180,7 +181,8 @@ async def dial(peer: Peer, identity: HostIdentity, host_name: str, *, timeout_s:
                 raise
     except trio.TooSlowError as error:
         raise HostUnreachable(
-            f"host {peer.name} at {peer.address} did not answer within {timeout_s:.0f} s",
+            f"host {peer.name} at {peer.address} did not answer within "
+            f"{limits.handshake_timeout_s:g} s",
             host=peer.name,
         ) from error
     except OSError as error:

@@ -13,7 +13,7 @@ import trio
 from optmigd.daemon import query
 from optmigd.daemon.host import Host
 from optmigd.daemon.link import Link, accept
-from optmigd.daemon.streams import take_socket, tune
+from optmigd.daemon.streams import take_socket, tune_data_stream, tune_link
 from optmigd.protocol.errors import (
     ChannelClosed,
     HandshakeFailed,
@@ -75,9 +75,9 @@ class PeerListener:
         self._half_open[address] += 1
         try:
             with trio.fail_after(limits.handshake_timeout_s):
-                tune(stream.socket)
                 preamble = await _exactly(stream, PREAMBLE_BYTES)
                 if preamble == LINK_PREAMBLE:
+                    tune_link(stream.socket, limits.link_idle_timeout_s)
                     return await accept(
                         stream, self._host.identity, self._host.name, self._host.peers
                     )
@@ -102,6 +102,8 @@ class PeerListener:
                 "a data stream with a ticket that is unknown, used or expired"
             )
         index, take = ticket
+        idle_timeout_s = self._host.settings.limits.stream_idle_timeout_s
+        tune_data_stream(stream.socket, idle_timeout_s)
         await stream.send_all(TICKET_OK)
         await take(index, take_socket(stream))
 

@@ -20,6 +20,7 @@ from optmigd.daemon.delivery import LAST_DELAY_S, deliver
 from optmigd.daemon.host import Host, now_s
 from optmigd.daemon.journal import MigrationRow
 from optmigd.daemon.nurseries import first_of, open_flat_nursery
+from optmigd.daemon.outcomes import as_failure, blocked, reported_error
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Instance
 from optmigd.daemon.source import Attempt, MigrateOptions
@@ -33,16 +34,13 @@ from optmigd.protocol.errors import (
     MigrationFailed,
     MigrationTimeout,
     OptmigError,
-    ProtocolError,
-    RuntimeFailed,
-    VersionMismatch,
-    from_wire,
     to_wire,
 )
 from optmigd.protocol.link import Finished
 
 STOP_WITHDRAW_S = 5.0
 """How long a daemon that is told to stop waits for agents to resume their programs."""
+RESTORED_ENDED_TIMEOUT_S = 2.0
 UNCERTAIN_AFTER_S = 60.0
 """How long a caller without a time-out waits for the confirmation of a release."""
 UNCERTAIN_LEAST_S = 5.0
@@ -263,7 +261,7 @@ class OutgoingMigration:
     async def _run_restored(self) -> None:
         if not self.released:
             error = MigrationFailed("the daemon was stopped during the migration")
-            await self._attempt.withdraw()
+            await self._attempt.withdraw(ended_timeout_s=RESTORED_ENDED_TIMEOUT_S)
         if self.released:
             await self._complete()
         else:
@@ -274,35 +272,24 @@ class OutgoingMigration:
         ended = self._attempt.ended or {}
         self.record.report = mapping(ended.get("report") or {}, "report")
         if error is None:
-            error = self._reported_error(ended)
+            error = reported_error(ended)
         blockers = merged(
             self._attempt.blockers,
             error.blockers if isinstance(error, MigrationBlocked) else [],
         )
         if blockers and (error is None or isinstance(error, MigrationBlocked)):
-            names = ", ".join(f"{blocker.code} ({blocker.subject})" for blocker in blockers)
-            error = MigrationBlocked(
-                f"enclave {self.record.enclave!r} cannot move to host {self._peer.name}: {names}",
-                blockers=blockers,
+            error = blocked(self.record.enclave, self._peer, blockers)
+        if self._instance.row.state == "exited":
+            error = MigrationFailed(
+                f"the program of enclave {self.record.enclave!r} ended during the migration",
+                exit_status=self._instance.row.exit_status,
             )
         if error is None and not self.record.dry_run:
             error = MigrationFailed("the shim agent ended the migration without a reason")
         if error is None:
             self.record.finish("completed")
         else:
-            await self._fail(_as_failure(error))
-
-    def _reported_error(self, ended: Params) -> OptmigError | None:
-        """The error that the agent's `ended` carries."""
-        reported = ended.get("error")
-        if reported is None:
-            return None
-        fields = mapping(reported, "error")
-        return from_wire(
-            str(fields.get("code", "")),
-            str(fields.get("message", "")),
-            mapping(fields.get("fields") or {}, "fields"),
-        )
+            await self._fail(as_failure(error))
 
     async def _fail(self, error: OptmigError) -> None:
         self.error = error
@@ -411,11 +398,3 @@ class OutgoingMigration:
         self._row.state = state
         self._row.result = self.record.result() | {"receipt": self.record.report.get("receipt")}
         await self._host.journal.save_migration(self._row)
-
-
-def _as_failure(error: OptmigError) -> OptmigError:
-    """Name what only broke the transport a failed migration; keep what says more."""
-    broke = ChannelClosed | ProtocolError | RuntimeFailed
-    if isinstance(error, broke) and not isinstance(error, VersionMismatch):
-        return MigrationFailed(f"{error.message}; the enclave runs on here", cause=error.code)
-    return error

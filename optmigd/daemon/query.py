@@ -33,7 +33,7 @@ _KNOWN = {
     "ping": frozenset[str](),
     "status": frozenset({"enclave", "generation"}),
     "wait": frozenset({"enclave", "generation"}),
-    "logs": frozenset({"enclave", "first", "last", "follow", "skip"}),
+    "logs": frozenset({"enclave", "generation", "follow", "skip"}),
     "outcome": frozenset({"migration_id"}),
 }
 
@@ -145,20 +145,14 @@ async def _result(host: Host, link: Link, query: Query) -> Params:
 
 
 async def _logs(host: Host, link: Link, enclave: str, params: Params) -> Params:
-    to_skip = param(params, "skip", int, 0)
-
     async def emit(content: bytes) -> None:
-        nonlocal to_skip
-        fresh = content[to_skip:]
-        to_skip -= len(content) - len(fresh)
-        if fresh:
-            await link.send(QueryEvent({"content": fresh}))
+        await link.send(QueryEvent({"content": content}))
 
     return await story.output(
         host,
         enclave,
-        param(params, "first", int),
-        param(params, "last", int) if "last" in params else None,
+        param(params, "generation", int),
+        max(0, param(params, "skip", int, 0)),
         link.peer.key,
         emit,
         follow=param(params, "follow", bool, False),

@@ -1,8 +1,8 @@
 """The enclaves of this host: every stay, its directory, its shim agent and its state.
 
 An enclave may come, go and come again. Each time it is here is one *instance*, with a directory of
-its own that keeps the program's output, so that `logs` can tell the whole story later. The latest
-instance speaks for the enclave.
+its own. The latest instance speaks for the enclave: while it runs here, after it has ended, and
+after it has moved away, until it comes again.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ import structlog
 import trio
 
 from optmigd.daemon.agents import Agent, find_agent
-from optmigd.daemon.journal import InstanceRow, Journal
+from optmigd.daemon.journal import InstanceRow, Journal, MigrationRow
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.spawn import EnclaveUser, start_agent
 from optmigd.protocol.errors import EnclaveError, OptmigError, UnknownEnclave
 
 LIVE_STATES = frozenset({"starting", "incoming", "running"})
 _ENCLAVE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_KEPT_FILES = frozenset({"output.log", "agent.log", "agent.err"})
+_KEPT_FILES = frozenset({"agent.log", "agent.err"})
 STATUS_TIMEOUT_S = 5.0
 
 
@@ -132,7 +132,7 @@ class Registry:
                 yield found
 
     def stays(self, enclave: str) -> list[Instance]:
-        """Return all stays of an enclave, oldest first; one that is coming in is not yet one."""
+        """Return the stays of an enclave, oldest first; one that is coming in is not yet one."""
         return [stay for stay in self._stays.get(enclave, []) if stay.row.state != "incoming"]
 
     def find(self, enclave: str) -> Instance | None:
@@ -228,13 +228,27 @@ class Registry:
         """Connect to an adopted agent, after whoever must miss no event has subscribed."""
         self._nursery.start_soon(agent.run)
 
-    async def running(self, instance: Instance) -> None:
-        """Journal that this host owns the enclave, as the instance's row says."""
+    async def running(self, instance: Instance, arrival: MigrationRow | None = None) -> None:
+        """Journal that this host owns the enclave, as the instance's row says.
+
+        Args:
+            instance: launched, or just resumed.
+            arrival: the migration that brought it: journaled in the same step.
+        """
         instance.row.state = "running"
-        await self._journal.save_instance(instance.row)
+        if arrival is None:
+            await self._journal.save_instance(instance.row)
+        else:
+            await self._journal.save_arrival(instance.row, arrival)
         if instance.agent is not None and instance.agent.exit_reported:
             await self.exited(instance, instance.agent.exit_status)
         self.announce_change()
+
+    async def forget_older(self, instance: Instance) -> None:
+        """Remove what earlier stays of the same enclave have left."""
+        for older in self.stays(instance.enclave):
+            if older.row.generation < instance.row.generation:
+                await self.destroy(older)
 
     async def moved(self, instance: Instance, peer_key: bytes) -> None:
         """Journal that the enclave is owned by a peer now; `clear` must follow."""
@@ -244,14 +258,17 @@ class Registry:
         self.announce_change()
 
     async def clear(self, instance: Instance) -> None:
-        """End the agent of an enclave that has moved away, and keep nothing but its logs."""
+        """End the agent of an enclave that has moved away, and keep nothing but the agent's logs.
+
+        The program's output has moved with it.
+        """
         if instance.agent is not None:
             await instance.agent.shut_down()
             instance.agent = None
         await trio.to_thread.run_sync(_remove_all_but_logs, instance.directory)
 
     async def destroy(self, instance: Instance) -> None:
-        """End an instance that never ran here, and every trace of it."""
+        """End an instance that never ran here, or that a later one replaces, and every trace."""
         if instance.agent is not None:
             await instance.agent.shut_down()
             instance.agent = None
@@ -306,11 +323,12 @@ class Registry:
 
 
 def _remove_all_but_logs(directory: Path) -> None:
-    for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name not in _KEPT_FILES:
-            path.unlink()
+    with contextlib.suppress(FileNotFoundError):  # the enclave is back already: nothing is kept
+        for path in directory.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in _KEPT_FILES:
+                path.unlink()
 
 
 def _remove_tree(directory: Path) -> None:

@@ -70,7 +70,15 @@ async def _launch(context: Context, params: Params) -> Params:
 
 async def _list(context: Context, params: Params) -> Params:
     host = context.host
-    return {"enclaves": [await story.describe(host, instance) for instance in host.registry]}
+    found: dict[str, Params] = {}
+
+    async def describe(instance: Instance) -> None:
+        found[instance.enclave] = await story.describe(host, instance)
+
+    async with open_flat_nursery() as nursery:
+        for instance in host.registry:
+            nursery.start_soon(describe, instance)
+    return {"enclaves": [found[enclave] for enclave in sorted(found)]}
 
 
 async def _status(context: Context, params: Params) -> Params:
@@ -85,7 +93,7 @@ async def _logs(context: Context, params: Params) -> Params:
         context.host,
         param(params, "enclave", str),
         0,
-        None,
+        0,
         None,
         emit,
         follow=param(params, "follow", bool, False),

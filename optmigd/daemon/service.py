@@ -25,8 +25,6 @@ from optmigd.daemon.spawn import AGENT_COMMAND, EnclaveUser
 from optmigd.daemon.tickets import Tickets
 from optmigd.protocol.errors import ConfigError
 
-STOP_GRACE_S = 10.0
-
 
 @dataclass(frozen=True)
 class Daemon:
@@ -41,14 +39,14 @@ class Daemon:
 async def serve(
     settings: Settings,
     *,
-    agent_command: Sequence[str] = AGENT_COMMAND,
+    agent_command: Sequence[str] | None = None,
     task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a daemon until it is cancelled.
 
     Args:
         settings: from `load_settings`.
-        agent_command: how to start a shim agent; tests give another one.
+        agent_command: how to start a shim agent; None: as this installation does.
         task_status: started with a `Daemon` once peers and clients can connect and the agents of
             an earlier daemon are adopted.
 
@@ -59,6 +57,9 @@ async def serve(
     some seconds), and leaves the shim agents running: the next daemon adopts them.
     """
     user = EnclaveUser.named(settings.enclave_user)
+    if agent_command is None:
+        sim_root = settings.platform.sim_root_key
+        agent_command = (*AGENT_COMMAND, *(("--sim-root", str(sim_root)) if sim_root else ()))
     state_dir = settings.paths.state_dir
     log = structlog.get_logger().bind(host=settings.host.name)
     with _state_directory(state_dir, shared=user is not None):
@@ -66,30 +67,53 @@ async def serve(
         peers = PeerBook.load(state_dir / "peers.toml", settings.peers)
         journal = await Journal.open(state_dir / "journal.db")
         try:
-            async with trio.open_nursery() as nursery:
-                host = Host(
-                    settings=settings,
-                    identity=identity,
-                    peers=peers,
-                    journal=journal,
-                    images=ImageStore(state_dir / "images", settings.limits.max_image_bytes),
-                    registry=Registry(
-                        state_dir / "enclaves", journal, nursery, agent_command, user
-                    ),
-                    tickets=Tickets(),
-                    hub=EventHub(),
-                    nursery=nursery,
-                    log=log,
-                )
-                if settings.platform.name == "sim":
-                    log.warning(
-                        "platform_simulated",
-                        meaning="enclaves are not protected from this host: for development only",
-                    )
-                await adopt(host)
-                await _listen(host, task_status)
+            async with trio.open_nursery() as outer:
+                stopped = trio.Event()
+                agents = await outer.start(_supervise_until, stopped)
+                try:
+                    async with trio.open_nursery() as nursery:
+                        host = Host(
+                            settings=settings,
+                            identity=identity,
+                            peers=peers,
+                            journal=journal,
+                            images=ImageStore(
+                                state_dir / "images", settings.limits.max_image_bytes
+                            ),
+                            registry=Registry(
+                                state_dir / "enclaves", journal, agents, agent_command, user
+                            ),
+                            tickets=Tickets(),
+                            hub=EventHub(),
+                            nursery=nursery,
+                            log=log,
+                        )
+                        if settings.platform.name == "sim":
+                            log.warning(
+                                "platform_simulated",
+                                meaning="nothing protects enclaves from this host: for development",
+                            )
+                        await adopt(host)
+                        await _listen(host, task_status)
+                finally:
+                    stopped.set()
         finally:
             await journal.close()
+
+
+async def _supervise_until(
+    stopped: trio.Event, *, task_status: trio.TaskStatus[trio.Nursery]
+) -> None:
+    """Hold the nursery of the agents' connections, which end last.
+
+    A daemon that is told to stop has its migrations withdraw, and for that it must still be able
+    to talk to its agents.
+    """
+    with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as agents:
+            task_status.started(agents)
+            await stopped.wait()
+            agents.cancel_scope.cancel()
 
 
 async def _listen(host: Host, task_status: trio.TaskStatus[Daemon]) -> None:
@@ -102,7 +126,12 @@ async def _listen(host: Host, task_status: trio.TaskStatus[Daemon]) -> None:
             f"this host cannot listen on {host.settings.host.listen}: {error}; choose another "
             "address with --listen",
         ) from error
-    control_listener = bind_control_socket(socket_path)
+    try:
+        control_listener = bind_control_socket(socket_path)
+    except ConfigError:
+        for listener in listeners:
+            await listener.aclose()
+        raise
     bound = listeners[0].socket.getsockname()
     daemon = Daemon(host.name, (bound[0], bound[1]), socket_path, host.identity.public)
 

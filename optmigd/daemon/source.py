@@ -23,6 +23,7 @@ from optmigd.protocol.blockers import Blocker, blockers_from_fields
 from optmigd.protocol.errors import (
     AlreadyReleased,
     ChannelClosed,
+    EnclaveError,
     MigrationBlocked,
     MigrationFailed,
     OptmigError,
@@ -42,7 +43,7 @@ from optmigd.protocol.link import (
 ABORT_GRACE_S = 2.0
 """After the peer's `Abort`, how long our own agent may take to say the reason better."""
 FINISHED_GRACE_S = 10.0
-WITHDRAW_TIMEOUT_S = 15.0
+ENDED_TIMEOUT_S = 15.0
 WITHDRAW_RETRY_S = 1.0
 ABORT_SEND_TIMEOUT_S = 1.0
 
@@ -105,7 +106,7 @@ class Attempt:
             OptmigError: something failed: `withdraw` must follow, as after a cancellation.
         """
         agent = self._instance.live_agent()
-        status = await self._instance.agent_status()
+        status = await agent.request("status")
         self.blockers = blockers_from_fields(status.get("blockers"))
         self.link = link = await self._host.dial(self._peer)
         tickets = await self._agree(link, status)
@@ -118,16 +119,20 @@ class Attempt:
             if not dry_run:
                 await self._open_streams(agent, tickets)
 
-    async def withdraw(self) -> None:
+    async def withdraw(self, *, ended_timeout_s: float = ENDED_TIMEOUT_S) -> None:
         """Have the agent resume the program.
 
         Returns when the agent has said that the program runs, when it has ended, or when it has
         released: then `token` is set.
+
+        Args:
+            ended_timeout_s: how long the agent may take from obeying to its `ended`, which it may
+                have said to an earlier daemon.
         """
         agent = self._instance.agent
         while self._events is not None and agent is not None and not agent.gone.is_set():
             try:
-                await self._ask_to_withdraw(agent)
+                await self._ask_to_withdraw(agent, ended_timeout_s)
                 break
             except OptmigError as failure:
                 self._log.warning("withdrawal_unanswered", error=failure.message)
@@ -226,14 +231,15 @@ class Attempt:
                 f"expected {self._options.streams} tickets from host {self._peer.name}, found "
                 f"{len(tickets)}"
             )
-        share = self._options.max_bandwidth // len(tickets)
+        # 0 is no limit, so a small limit must not be divided down to it.
+        share = -(-self._options.max_bandwidth // len(tickets))
 
         async def open_one(index: int, ticket: bytes) -> None:
             sock = await dial_stream(
                 self._peer,
                 ticket,
                 max_bandwidth=share,
-                timeout_s=self._host.settings.limits.handshake_timeout_s,
+                limits=self._host.settings.limits,
             )
             self.duplicates.keep(sock)
             params = {"migration_id": self._migration_id, "index": index}
@@ -287,9 +293,14 @@ class Attempt:
             self.ended = params
             self.ended_event.set()
         else:
+            state = self._record.state
             self._record.take(event["event"], params)
+            if event["event"] == "round":
+                self._log.info("round_completed", **self._record.rounds[-1])
+            elif self._record.state != state:
+                self._log.info("state_entered", state=self._record.state)
 
-    async def _ask_to_withdraw(self, agent: Agent) -> None:
+    async def _ask_to_withdraw(self, agent: Agent, ended_timeout_s: float) -> None:
         async with open_flat_nursery() as nursery:
 
             async def listen() -> None:
@@ -305,11 +316,12 @@ class Attempt:
                 await agent.request("cancel", {"migration_id": self._migration_id})
             except AlreadyReleased:
                 await trio.sleep_forever()  # until `release` arrives, or the agent has gone
-            except (ChannelClosed, RuntimeFailed):
-                raise
-            except OptmigError as error:
-                # It has no such migration any more: it ended by itself.
-                self._log.info("withdrawal_refused", code=error.code, error=error.message)
+            except EnclaveError as error:
+                if isinstance(error, RuntimeFailed):
+                    raise
+                # It has no such migration: it never began. Any other error leaves that open.
+                self._log.info("withdrawal_needless", error=error.message)
+                ended_timeout_s = 0.0
             self.duplicates.cut()
-            nursery.cancel_scope.deadline = trio.current_time() + WITHDRAW_TIMEOUT_S
+            nursery.cancel_scope.deadline = trio.current_time() + ended_timeout_s
             await self.ended_event.wait()

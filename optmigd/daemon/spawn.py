@@ -62,6 +62,8 @@ class EnclaveUser:
 class AgentProcess:
     """A shim agent's process, child of this daemon or of an earlier one."""
 
+    _pidfd = -1
+
     def __init__(self, pid: int) -> None:
         """Follow a running process.
 
@@ -72,7 +74,8 @@ class AgentProcess:
         self._pidfd = os.pidfd_open(pid)
 
     def __del__(self) -> None:
-        os.close(self._pidfd)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
 
     async def wait(self) -> None:
         """Return when the process has ended; it is reaped if it was our child."""

@@ -1,13 +1,14 @@
 """An enclave's state, end and output, wherever it has been and is now.
 
-An enclave's owner generation grows by one with every move. Each question names the lowest (and for
-output also the highest) generation it means, and a host hands a question on only with a narrower
-range; so no question runs in a circle, whatever way the enclave took. A host that would hand a
-question back to the host that asks says `returned` instead: the asker goes on by itself.
+An enclave's owner generation grows by one with every move. Each question names the lowest
+generation it means, and a host hands a question on only with a higher one; so no question runs in
+a circle, whatever way the enclave took. A host that would hand a question back to the host that
+asks says `returned` instead: the asker goes on by itself.
 """
 
 import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import trio
 
@@ -142,112 +143,96 @@ async def wait_exit(host: Host, enclave: str, least_generation: int, asker: byte
 async def output(
     host: Host,
     enclave: str,
-    first: int,
-    last: int | None,
+    least_generation: int,
+    skip_bytes: int,
     asker: bytes | None,
     emit: Emit,
     *,
     follow: bool,
 ) -> Params:
-    """Emit the program's output of the generations `first` to `last`, in order.
+    """Emit the program's output from its beginning.
+
+    What the program has written travels with it, so the host that has it has all of it.
 
     Args:
         host: this host.
         enclave: its id.
-        first: the lowest generation.
-        last: the highest; None: up to the present one.
+        least_generation: as for `latest`.
+        skip_bytes: how much of the output the asker has already.
         asker: the key of the host that asks; None: a client.
         emit: awaited with each piece, of at most OUTPUT_CHUNK_BYTES.
-        follow: go on until the program ends.
+        follow: go on until the program ends, wherever it goes.
 
     Returns:
-        Nothing, or `returned` with the generation that is the asker's own.
+        Nothing, or `returned` with the generation in which it went back to the asker.
 
     Raises:
-        UnknownEnclave: this host has never had it.
-        OptmigError: another host that has a part of it cannot be asked.
+        UnknownEnclave: this host, or one it has moved to, does not know it.
+        OptmigError: the host that has it cannot be asked (when following, it is asked again).
     """
-    host.registry.current(enclave)
-    while last is None or first <= last:
-        stays = host.registry.stays(enclave)
-        stay = next((stay for stay in stays if stay.row.generation >= first), None)
-        if stay is None or (last is not None and stay.row.generation > last):
-            # The rest, if there is one, is where we let it go to.
-            stay = next((old for old in stays if old.row.generation == first - 1), None)
-            if stay is None or stay.row.state != "moved":
-                return {}
-            if stay.row.moved_to == asker:
-                return {"returned": first}
-            answer = await _output_elsewhere(
-                host, _successor(host, stay), enclave, first, last, emit, follow=follow
-            )
-            returned = param(answer, "returned", int, 0)
-            if returned <= first:
-                return {}
-            first = returned
-            continue
-        if stay.row.generation > first and stay.row.came_from is not None:
-            before = stay.row.generation - 1
-            peer = _peer(host, stay.row.came_from)
-            await _output_elsewhere(host, peer, enclave, first, before, emit, follow=False)
-        await _output_here(host, stay, emit, follow=follow)
-        first = stay.row.generation + 1
-    return {}
-
-
-async def _output_elsewhere(
-    host: Host, peer: Peer, enclave: str, first: int, last: int | None, emit: Emit, *, follow: bool
-) -> Params:
-    received_bytes = 0
+    position = skip_bytes
     delay_s = RETRY_FIRST_S
 
-    async def on_event(event: Params) -> None:
-        nonlocal received_bytes
+    async def hand_on(event: Params) -> None:
+        nonlocal position
         content = param(event, "content", bytes)
         await emit(content)
-        received_bytes += len(content)
+        position += len(content)
 
     while True:
+        instance = latest(host, enclave, least_generation)
+        row = instance.row
+        if row.state != "moved":
+            position = await _output_here(host, instance, position, emit, follow=follow)
+            if not follow or row.state != "moved":
+                return {}
+            continue
+        if row.moved_to == asker:
+            return {"returned": row.generation + 1}
         params: Params = {
             "enclave": enclave,
-            "first": first,
+            "generation": row.generation + 1,
+            "skip": position,
             "follow": follow,
-            "skip": received_bytes,
         }
-        if last is not None:
-            params["last"] = last
         try:
-            return await ask(host, peer, "logs", params, on_event)
+            answer = await ask(host, _successor(host, instance), "logs", params, hand_on)
         except (HostError, ChannelError) as error:
-            if not follow:
+            if not follow or isinstance(error, UnknownHost):
                 raise
             host.log.info("logs_interrupted", enclave=enclave, error=error.message)
             await trio.sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_LAST_S)
+            continue
+        if "returned" not in answer:
+            return {}
+        least_generation = row.generation + 1
 
 
-async def _output_here(host: Host, stay: Instance, emit: Emit, *, follow: bool) -> None:
-    offset = 0
+async def _output_here(
+    host: Host, instance: Instance, position: int, emit: Emit, *, follow: bool
+) -> int:
+    """Emit the output of this host from `position`; returns where it ended."""
     while True:
         # Asked before reading: what was written before the end is then read for certain.
-        complete = not follow or stay.row.state not in LIVE_STATES
-        while content := await trio.to_thread.run_sync(_read_at, stay, offset):
+        complete = not follow or instance.row.state not in LIVE_STATES
+        while content := await trio.to_thread.run_sync(_read_at, instance.output, position):
             await emit(content)
-            offset += len(content)
+            position += len(content)
         if complete:
-            return
+            return position
         with trio.move_on_after(FOLLOW_POLL_S):
             await host.registry.wait_change()
 
 
-def _read_at(stay: Instance, offset: int) -> bytes:
+def _read_at(path: Path, offset: int) -> bytes:
     try:
         # The directory is the enclave's: a link in it must not lead the daemon elsewhere.
-        descriptor = os.open(stay.output, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        return b""
+        return b""  # not written to yet, or it has moved away with the enclave
     except OSError as error:
-        raise RuntimeFailed(f"the output of {stay.enclave!r} cannot be read: {error}") from error
+        raise RuntimeFailed(f"the output {path} cannot be read: {error}") from error
     try:
         return os.pread(descriptor, OUTPUT_CHUNK_BYTES, offset)
     finally:

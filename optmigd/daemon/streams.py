@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import trio
 
-from optmigd.config import Peer
+from optmigd.config import LimitSettings, Peer
 from optmigd.protocol.errors import HostUnreachable, MigrationFailed
 from optmigd.protocol.link import DATA_PREAMBLE, TICKET_OK
 
@@ -21,7 +21,7 @@ _SO_MAX_PACING_RATE = 47
 
 
 async def dial_stream(
-    peer: Peer, ticket: bytes, *, max_bandwidth: int, timeout_s: float
+    peer: Peer, ticket: bytes, *, max_bandwidth: int, limits: LimitSettings
 ) -> socket.socket:
     """Connect one data stream and have its ticket accepted.
 
@@ -29,7 +29,8 @@ async def dial_stream(
         peer: where to.
         ticket: of 32 bytes, from the peer's `Accepted`.
         max_bandwidth: bytes per second that the kernel lets out; 0: no limit.
-        timeout_s: for connecting and for the ticket together.
+        limits: how long connecting and the ticket may take together, and how long a dead peer
+            goes unnoticed.
 
     Returns:
         A connected blocking socket, ready for the shim agent. The caller closes it.
@@ -39,10 +40,10 @@ async def dial_stream(
         MigrationFailed: the peer refused the ticket.
     """
     try:
-        with trio.fail_after(timeout_s):
+        with trio.fail_after(limits.handshake_timeout_s):
             stream = await trio.open_tcp_stream(peer.host, peer.port)
             async with _ClosedOnError(stream):
-                tune(stream.socket)
+                tune_data_stream(stream.socket, limits.stream_idle_timeout_s)
                 if max_bandwidth:
                     rate = struct.pack("@L", max_bandwidth)
                     stream.socket.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
@@ -57,19 +58,29 @@ async def dial_stream(
     except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
         raise HostUnreachable(
             f"no data stream to host {peer.name} at {peer.address}: "
-            f"{str(error) or f'no answer within {timeout_s:.0f} s'}",
+            f"{str(error) or f'no answer within {limits.handshake_timeout_s:.0f} s'}",
             host=peer.name,
         ) from error
 
 
-def tune(sock: trio.socket.SocketType) -> None:
-    """Send small messages at once, and notice a host that has vanished."""
+def tune_link(sock: trio.socket.SocketType, idle_timeout_s: float) -> None:
+    """Send small messages at once, and end the connection when the peer is gone for so long."""
+    tune_data_stream(sock, idle_timeout_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(idle_timeout_s * 1000))
+
+
+def tune_data_stream(sock: trio.socket.SocketType, idle_timeout_s: float) -> None:
+    """The same, but a peer that is there and does not read may take as long as it likes.
+
+    TCP_USER_TIMEOUT would end that too: a destination that stalls holds the source back, which is
+    all that is wanted. Source: tcp(7).
+    """
+    probe_s = max(1, int(idle_timeout_s / 6))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2 * probe_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe_s)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
 
 
 def take_socket(stream: trio.SocketStream) -> socket.socket:

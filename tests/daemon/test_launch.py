@@ -95,8 +95,8 @@ async def test_logs_give_the_output_and_follow_it_to_the_end() -> None:
         async with pair.a.client.logs("e1", follow=True) as pieces:
             seen = await anext(pieces)
             flag.write_text("0")
-            with open(pair.a.directory / "state/enclaves/e1@1/output.log", "ab") as output:
-                output.write(b"last words\n")
+            output = trio.Path(pair.a.directory / "state/enclaves/e1@1/output.log")
+            await output.write_bytes(await output.read_bytes() + b"last words\n")
             rest = b"".join([piece async for piece in pieces])
         assert seen + rest == b"generation 1\nlast words\n"
 

@@ -18,10 +18,10 @@ MEMORY_BYTES = 512 << 20
 
 # Long enough that the last move still finds them at work.
 ARGUMENTS = {
-    "integers": ["900000000", "64"],
-    "pointers": ["1500000"],
-    "floats": ["30000"],
-    "threads": ["4", "60000"],
+    "integers": ["400000000", "64"],
+    "pointers": ["1200000"],
+    "floats": ["27000"],
+    "threads": ["4", "70000"],
 }
 
 
@@ -55,7 +55,7 @@ def test_a_file_reader_and_writer_moves_with_its_directory(
     outside.write_bytes(secrets.token_bytes(300_000))
     stdin = tmp_path / "stdin.txt"
     stdin.write_bytes(b"first\nsecond\nthird\n")
-    args = ["300000", str(outside)]
+    args = ["900000", str(outside)]
     expected = native_run(built, args, tmp_path / "native", stdin.read_bytes())
     own = tmp_path / "own"
     own.mkdir()

@@ -36,6 +36,8 @@ class AgentHandle:
         self._answers: dict[int, Message] = {}
         self._last_id = 0
         self._stream: trio.SocketStream | None = None
+        self._streams: list[trio.SocketStream] = []
+        self._sending = trio.Lock()
         self.on_event: Callable[[str, Message], None] = lambda event, params: None
 
     def start(self, *arguments: str) -> None:
@@ -73,6 +75,7 @@ class AgentHandle:
         await sock.connect(f"/proc/self/fd/{handle}/agent.sock")
         os.close(handle)
         self._stream = trio.SocketStream(sock)
+        self._streams.append(self._stream)
         nursery.start_soon(self._read, self._stream)
 
     async def disconnect(self) -> None:
@@ -123,11 +126,12 @@ class AgentHandle:
         """Send a frame, with a descriptor if one is given."""
         assert self._stream is not None
         content = frame(pack(message))
-        if fd is not None:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
-            sent = await self._stream.socket.sendmsg([content], rights)
-            content = content[sent:]
-        await self._stream.send_all(content)
+        async with self._sending:
+            if fd is not None:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
+                sent = await self._stream.socket.sendmsg([content], rights)
+                content = content[sent:]
+            await self._stream.send_all(content)
 
     async def wait_event(self, name: str, count: int = 1) -> Message:
         """Wait until the event has come `count` times; return the last one's params."""
@@ -152,6 +156,8 @@ class AgentHandle:
 
     def kill(self) -> None:
         """End the process; its program goes with it."""
+        for stream in self._streams:
+            stream.socket.close()
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
@@ -204,8 +210,7 @@ SOURCE_HOST, DESTINATION_HOST = b"\x01" * 32, b"\x02" * 32
 class Move:
     """One migration between two agents, relayed by `run`."""
 
-    source: AgentHandle
-    destination: AgentHandle
+    hosts: list[AgentHandle]
     image: Path
     memory_bytes: int = 256 << 20
     generation: int = 1
@@ -216,8 +221,20 @@ class Move:
     migration_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     to_destination: Callable[[bytes], list[bytes]] = lambda payload: [payload]
     to_source: Callable[[bytes], list[bytes]] = lambda payload: [payload]
+    keep_duplicates: bool = False
+    duplicates: list[socket.socket] = field(default_factory=list)
     deliver_token: bool = True
     deliver_resumed: bool = True
+
+    @property
+    def source(self) -> AgentHandle:
+        """Where it starts."""
+        return self.hosts[0]
+
+    @property
+    def destination(self) -> AgentHandle:
+        """Where it goes."""
+        return self.hosts[1]
 
     async def begin(self, nursery: trio.Nursery) -> None:
         """Start both sides and the relay; returns when both have agreed to begin."""
@@ -248,6 +265,10 @@ class Move:
                 **self.receive,
             },
         )
+        await self.order_export()
+
+    async def order_export(self) -> None:
+        """Ask the source alone to begin."""
         await self.source.request(
             "export",
             **{
@@ -272,6 +293,8 @@ class Move:
             for index in range(self.streams):
                 with socket.create_connection(listener.getsockname()) as ours:
                     theirs, _ = listener.accept()
+                    if self.keep_duplicates:
+                        self.duplicates.append(ours.dup())
                     with theirs:
                         await self.source.request(
                             "add_stream",
@@ -285,6 +308,12 @@ class Move:
                             migration_id=self.migration_id,
                             index=index,
                         )
+
+    def cut(self) -> None:
+        """Break the data streams, as a daemon can."""
+        while self.duplicates:
+            with self.duplicates.pop() as sock:
+                sock.shutdown(socket.SHUT_RDWR)
 
     async def run(self) -> tuple[Message, Message]:
         """Carry it through; both sides' `ended`."""

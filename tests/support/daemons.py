@@ -1,8 +1,12 @@
 """Daemons in the test's own trio process, with fake shim agents and a network that can fail."""
 
+# It waits for what only other processes know.
+# ruff: noqa: ASYNC110
+
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -27,9 +31,12 @@ class Wire:
         self.target: tuple[str, int] = ("", 0)
         self.address: tuple[str, int] = ("", 0)
         self.refusing = False
-        self._flowing = trio.Event()
-        self._flowing.set()
+        self.first_bytes: list[bytes] = []
+        """What each connection began with."""
+        self._frozen: set[bool] = set()
+        self._thawed = trio.Event()
         self._open: list[trio.SocketStream] = []
+        self._begun: list[trio.SocketStream] = []
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Listen on a free port of the loopback until cancelled."""
@@ -38,9 +45,10 @@ class Wire:
         task_status.started()
         await trio.serve_listeners(self._carry, listeners)
 
-    def freeze(self) -> None:
-        """Deliver nothing more, without a sign to either end."""
-        self._flowing = trio.Event()
+    def freeze(self, *, to_target: bool, from_target: bool) -> None:
+        """Deliver nothing more in these directions, without a sign to either end."""
+        self._frozen = {to for to, frozen in ((True, to_target), (False, from_target)) if frozen}
+        self._thawed = trio.Event()
 
     def cut(self, *, refuse: bool = False) -> None:
         """Break every connection; those after that pass again, unless `refuse`."""
@@ -48,7 +56,8 @@ class Wire:
         for stream in self._open:
             stream.socket.close()
         self._open.clear()
-        self._flowing.set()
+        self._frozen.clear()
+        self._thawed.set()
 
     def mend(self) -> None:
         """Let new connections pass."""
@@ -66,16 +75,22 @@ class Wire:
         self._open += [near, far]
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._pump, near, far)
-                nursery.start_soon(self._pump, far, near)
+                nursery.start_soon(self._pump, near, far, True)
+                nursery.start_soon(self._pump, far, near, False)
         finally:
             near.socket.close()
             far.socket.close()
 
-    async def _pump(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
+    async def _pump(
+        self, source: trio.SocketStream, sink: trio.SocketStream, to_target: bool
+    ) -> None:
         try:
             while content := await source.receive_some(65536):
-                await self._flowing.wait()
+                if to_target and sink not in self._begun:
+                    self._begun.append(sink)
+                    self.first_bytes.append(content[:64])
+                if to_target in self._frozen:
+                    await self._thawed.wait()
                 await sink.send_all(content)
             await sink.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -135,6 +150,16 @@ class Site:
         assert self._scope is not None
         self._scope.cancel()
         await self._ended.wait()
+
+    async def stop_as_if_killed(self) -> None:
+        """Stop the daemon and put its journal back: as if it had been killed at this instant."""
+        state = self.directory / "state"
+        kept = {path: path.read_bytes() for path in state.glob("journal.db*")}
+        await self.stop()
+        for path in state.glob("journal.db*"):
+            path.unlink()
+        for path, content in kept.items():
+            path.write_bytes(content)
 
     async def _run(self, settings: Settings, *, task_status: trio.TaskStatus[Daemon]) -> None:
         self._ended = trio.Event()
@@ -214,3 +239,19 @@ async def eventually(holds: Callable[[], Any], what: str, timeout_s: float = 10.
             await trio.sleep(0.01)
         return
     raise AssertionError(f"after {timeout_s} s still not so: {what}")
+
+
+async def wait_released(site: Site) -> None:
+    """Wait until the source's daemon has journaled a release token."""
+    with trio.fail_after(10):
+        while not await trio.to_thread.run_sync(_has_token, site.directory / "state/journal.db"):
+            await trio.sleep(0.01)
+
+
+def _has_token(journal: Path) -> bool:
+    connection = sqlite3.connect(f"file:{journal}?mode=ro", uri=True)
+    try:
+        rows = connection.execute("SELECT token FROM migrations WHERE role = 'source'").fetchall()
+    finally:
+        connection.close()
+    return any(token is not None for (token,) in rows)

@@ -1,9 +1,9 @@
 """A shim agent without enclave: contract 1 as a program of its own, for tests of the daemon.
 
 Its 'program' writes one line for each owner generation to its output and ends when the file named
-by its first argument appears, with the status that stands in it. Its 'arena' (argument and
-generation) travels over the data streams, so a migration succeeds only if the daemons really pass
-the sockets.
+by its first argument appears, with the status that stands in it. Its 'arena' (argument, generation
+and the output so far) travels over the data streams, so a migration succeeds only if the daemons
+really pass the sockets.
 
 The policy of the enclave, which the daemons hand on unread, is a script in JSON, by role:
 
@@ -15,7 +15,7 @@ how many tokens the destination leaves unanswered. `rounds`: how many rounds are
 """
 
 # It polls, and touches files where it likes: it is a scripted program, not a daemon.
-# ruff: noqa: ASYNC110, ASYNC221, ASYNC230, ASYNC240
+# ruff: noqa: ASYNC110, ASYNC240
 
 import argparse
 import hashlib
@@ -33,6 +33,7 @@ import trio
 
 from optmigd.protocol.errors import (
     AlreadyReleased,
+    EnclaveError,
     MigrationBlocked,
     MigrationError,
     OptmigError,
@@ -191,8 +192,12 @@ class Agent:
         return {"exit_status": 143}
 
     async def do_shutdown(self, _params: Params, _fd: int | None) -> Params:
-        self.nursery.cancel_scope.deadline = trio.current_time() + 0.02
+        self.nursery.start_soon(self._leave)
         return {}
+
+    async def _leave(self) -> None:
+        await trio.sleep(0.02)  # the answer goes out first
+        os._exit(0)
 
     async def do_export(self, params: Params, _fd: int | None) -> Params:
         self._begin(params)
@@ -219,7 +224,7 @@ class Agent:
         if self.state == "released":
             raise AlreadyReleased("too late")
         if params["migration_id"] != self.migration_id:
-            raise MigrationError("no such migration")
+            raise EnclaveError("no such migration")
         self.scope.cancel()
         return {}
 
@@ -236,6 +241,7 @@ class Agent:
     def _run_program(self) -> None:
         self.state = "running"
         with open(self.directory / "output.log", "a") as output:
+            output.write(self.arena.pop("output", ""))
             output.write(f"generation {self.arena['generation']}\n")
         self.nursery.start_soon(self._program)
 
@@ -304,7 +310,8 @@ class Agent:
             blockers = mine.get("blockers", [])
             return {"blockers": blockers, "forecast": {"rounds": 3, "downtime_ms": 12.5}}
         await self._enter("active", mine)
-        content = json.dumps(self.arena).encode()
+        output = (self.directory / "output.log").read_text()
+        content = json.dumps({**self.arena, "output": output}).encode()
         parts = [content] + [os.urandom(FILLER_BYTES)] * (self.params["streams"] - 1)
         while len(self.streams) < len(parts):
             await trio.sleep(0.005)

@@ -1,0 +1,176 @@
+"""How rounds arrive at the destination: receivers, their account, and the memory they fill."""
+
+import socket
+
+import trio
+
+from optmigd.enclave_shim import abi
+from optmigd.enclave_shim.abi import Command
+from optmigd.enclave_shim.arena import Arena, Runs
+from optmigd.enclave_shim.files import FileReceiver
+from optmigd.enclave_shim.migration.common import Enclave, ReceiveOrders
+from optmigd.enclave_shim.migration.conversation import Conversation
+from optmigd.enclave_shim.migration.pump import Receiver, RoundMark, windows
+from optmigd.protocol.errors import ChannelClosed, RemoteProtocolError
+from optmigd.protocol.handoff import Event, Migration
+from optmigd.protocol.records import Counts, StreamOpener, overall_chain
+from optmigd.protocol.session import Answer, Manifest, RoundDone, SessionKeys
+
+POPULATE_PAGES = 1 << 14
+REFUSAL_GRACE_S = 0.3
+
+
+async def populate(enclave: Enclave, runs: Runs) -> None:
+    """Allocate memory and map it in the waiting process and here, before the first page arrives.
+
+    Both mappings need their entries; whoever comes first to a page allocates it. The two start at
+    opposite ends, so that two processors share the cost of zeroing.
+
+    Raises:
+        RuntimeFailed, OSError: there is not enough memory.
+
+    """
+    chunks = [
+        window[index : index + 1]
+        for window in windows(runs, POPULATE_PAGES)
+        for index in range(len(window))
+    ]
+
+    async def in_process() -> None:
+        for chunk in chunks:
+            first, count = int(chunk["first"][0]), int(chunk["count"][0])
+            offset, length = first * abi.PAGE_BYTES, count * abi.PAGE_BYTES
+            await enclave.process.command(Command.POPULATE, offset, length)
+
+    async with trio.open_nursery() as both:
+        both.start_soon(in_process)
+        for chunk in reversed(chunks):
+            await trio.to_thread.run_sync(_populate_here, enclave.arena, chunk)
+
+
+def _populate_here(arena: Arena, runs: Runs) -> None:
+    arena.populate(runs, write=True)
+
+
+class Arrival:
+    """Receives rounds until one is the manifest's."""
+
+    def __init__(self, enclave: Enclave, orders: ReceiveOrders, migration: Migration) -> None:
+        self.chain = b""
+        self._totals = Counts()
+        self._last_round = -1
+        self._enclave = enclave
+        self._orders = orders
+        self._migration = migration
+        self._receivers: list[Receiver] = []
+        self._complete = False
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of whole records so far."""
+        return sum(receiver.received_bytes for receiver in self._receivers)
+
+    def fits(self, manifest: Manifest) -> bool:
+        """Whether what has arrived is, to the record, what the manifest says was sent."""
+        totals = self._totals
+        found = (self._last_round, totals.records, totals.all_pages, self.chain)
+        return found == (manifest.round_no, manifest.records, manifest.pages, manifest.chain)
+
+    async def receive_all(
+        self,
+        nursery: trio.Nursery,
+        conversation: Conversation,
+        sockets: list[socket.socket],
+        keys: SessionKeys,
+        answer: Answer,
+    ) -> Manifest:
+        """Receive and confirm rounds; returns the manifest when its last round is here.
+
+        The receivers' threads run in `nursery` and end when their sockets are shut down.
+
+        Raises:
+            ProtocolError, ChannelError: what arrived is not what a source may send.
+
+        """
+        streams = self._orders.streams
+        send, inbox = trio.open_memory_channel[RoundMark | Manifest](streams + 1)
+
+        async def await_manifest() -> None:
+            await send.send(await conversation.receive(Manifest))
+
+        nursery.start_soon(await_manifest)
+        for index, sock in enumerate(sockets):
+            nursery.start_soon(
+                self._receive_stream, self._receiver(index, sock, keys, answer, send)
+            )
+        manifest: Manifest | None = None
+        marks: dict[int, RoundMark] = {}
+        while manifest is None or self._last_round < manifest.round_no:
+            item = await inbox.receive()
+            if isinstance(item, Manifest):
+                manifest = item
+                continue
+            if item.round_no != self._last_round + 1:
+                raise RemoteProtocolError("the streams' rounds have come apart")
+            marks[item.stream] = item
+            if len(marks) == streams:
+                self._close_round([marks[stream] for stream in range(streams)])
+                marks.clear()
+                if manifest is None:
+                    await conversation.send(self._round_done())
+        self._complete = True
+        return manifest
+
+    def _close_round(self, marks: list[RoundMark]) -> None:
+        self._last_round += 1
+        self._totals = Counts()
+        for mark in marks:
+            self._totals.add(mark.totals)
+        self.chain = overall_chain([mark.chain for mark in marks])
+        self._migration.handle(Event.ROUND_RECEIVED)
+
+    def _round_done(self) -> RoundDone:
+        totals = self._totals
+        return RoundDone(self._last_round, totals.records, totals.all_pages, self.chain)
+
+    def _receiver(
+        self,
+        index: int,
+        sock: socket.socket,
+        keys: SessionKeys,
+        answer: Answer,
+        inbox: trio.MemorySendChannel[RoundMark | Manifest],
+    ) -> Receiver:
+        enclave = self._enclave
+
+        def on_round(mark: RoundMark) -> None:
+            trio.from_thread.run(inbox.send, mark)
+
+        opener = StreamOpener(
+            keys,
+            self._orders.binding.migration_id,
+            index,
+            answer.cipher,
+            arena_pages=enclave.arena.page_count,
+            record_bytes=answer.record_bytes,
+        )
+        receiver = Receiver(
+            sock,
+            opener,
+            enclave.arena,
+            FileReceiver(enclave.own_dir, enclave.io_dir),
+            record_bytes=answer.record_bytes,
+            on_round=on_round,
+        )
+        self._receivers.append(receiver)
+        return receiver
+
+    async def _receive_stream(self, receiver: Receiver) -> None:
+        try:
+            await trio.to_thread.run_sync(receiver.run)
+            if not self._complete:
+                raise ChannelClosed("a data stream ended before the last round")
+        except (OSError, ChannelClosed):
+            # Most likely the source gave up: then its reason, sealed, is on its way.
+            await trio.sleep(REFUSAL_GRACE_S)
+            raise

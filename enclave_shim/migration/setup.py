@@ -1,0 +1,56 @@
+"""What the source finds out and makes before its first round."""
+
+import socket
+
+from optmigd.enclave_shim import preflight
+from optmigd.enclave_shim.files import TravellingFiles
+from optmigd.enclave_shim.migration.common import RECORD_BYTES, Enclave, ExportOrders
+from optmigd.enclave_shim.migration.pump import Sender
+from optmigd.enclave_shim.migration.rounds import Rounds
+from optmigd.enclave_shim.tracker import KernelTracker, probe, tracked_ranges
+from optmigd.protocol.blockers import Blocker
+from optmigd.protocol.records import StreamSealer
+from optmigd.protocol.session import Answer, FileNeed, SessionKeys
+
+
+def find_blockers(enclave: Enclave, orders: ExportOrders) -> tuple[list[FileNeed], list[Blocker]]:
+    """What the destination must have, and all that is in the way here; blocks on the disk."""
+    found = preflight.open_files(enclave.arena)
+    needs, blockers = preflight.file_needs(found, enclave.digests)
+    files = TravellingFiles(enclave.own_dir, enclave.io_files, RECORD_BYTES)
+    blockers = [*found.blockers, *blockers, *files.blockers()]
+    if orders.mode == "precopy" and (why := probe(enclave.process)):
+        message = f"{why}; --mode stop-and-copy works without a tracker"
+        blockers.append(Blocker("tracker", "kernel", message))
+    return needs, blockers
+
+
+def make_rounds(
+    enclave: Enclave,
+    orders: ExportOrders,
+    sockets: list[socket.socket],
+    keys: SessionKeys,
+    answer: Answer,
+) -> Rounds:
+    """Put streams, tracker and files together; nothing is armed or sent yet."""
+    senders = [
+        Sender(
+            sock,
+            StreamSealer(
+                keys,
+                orders.binding.migration_id,
+                index,
+                answer.cipher,
+                record_bytes=answer.record_bytes,
+            ),
+            enclave.arena,
+            streams=orders.streams,
+            record_bytes=answer.record_bytes,
+        )
+        for index, sock in enumerate(sockets)
+    ]
+    files = TravellingFiles(enclave.own_dir, enclave.io_files, answer.record_bytes)
+    tracker = None
+    if orders.mode == "precopy":
+        tracker = KernelTracker(enclave.process, tracked_ranges(enclave.arena))
+    return Rounds(enclave.arena, senders, files, tracker)

@@ -1,0 +1,146 @@
+"""Page runs and the arena: what is listed, found, cleared and compared is what is there."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optmigd.enclave_shim.arena import (
+    Arena,
+    Control,
+    Runs,
+    as_runs,
+    coarse_runs,
+    count_pages,
+    merge_runs,
+    pages_of_runs,
+    runs_of_pages,
+    zero_pages,
+)
+
+PAGES = 4096  # 16 MiB
+page_sets = st.sets(st.integers(0, 300), max_size=120)
+
+
+def runs(pages: set[int]) -> Runs:
+    return runs_of_pages(np.array(sorted(pages), dtype=np.int64))
+
+
+def pages(found: Runs) -> set[int]:
+    return {int(page) for page in pages_of_runs(found)}
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    made = Arena(PAGES * 4096)
+    yield made
+    made.close()
+
+
+@given(page_sets)
+def test_runs_and_pages_say_the_same(wanted: set[int]) -> None:
+    found = runs(wanted)
+    assert pages(found) == wanted
+    assert count_pages(found) == len(wanted)
+    first = found["first"].astype(int)
+    assert (first[1:] > first[:-1] + found["count"][:-1]).all()  # sorted, and joined where adjacent
+
+
+@given(st.lists(page_sets, max_size=4))
+def test_merging_is_the_union(parts: list[set[int]]) -> None:
+    merged = merge_runs(*[runs(part) for part in parts])
+    assert pages(merged) == set().union(*parts)
+    assert merged.tolist() == runs(set().union(*parts)).tolist()
+
+
+@given(page_sets, st.integers(1, 10))
+def test_coarse_runs_cover_and_keep_the_limit(wanted: set[int], limit: int) -> None:
+    coarse = coarse_runs(runs(wanted), limit)
+    assert len(coarse) <= limit
+    assert pages(coarse) >= wanted
+    if wanted:
+        assert min(pages(coarse)) == min(wanted)
+        assert max(pages(coarse)) == max(wanted)
+
+
+def test_only_touched_pages_are_resident(arena: Arena) -> None:
+    arena.pages[3000] = 1
+    arena.pages[3100:3105] = 2
+    assert arena.resident_runs().tolist() == [(3000, 1), (3100, 5)]
+    assert arena.resident_runs(3001, 3103).tolist() == [(3100, 3)]
+    assert arena.resident_bytes() == 6 * 4096
+
+
+def test_residency_is_split_without_allocating(arena: Arena) -> None:
+    arena.pages[3000:3010] = 1
+    asked = as_runs(np.array([2990, 3500]), np.array([40, 1]))
+    resident, holes = arena.split_resident(asked, thorough=True)
+    assert pages(resident) == set(range(3000, 3010))
+    assert pages(holes) == (set(range(2990, 3030)) | {3500}) - set(range(3000, 3010))
+    resident, holes = arena.split_resident(asked, thorough=False)
+    assert pages(resident) == set(range(3000, 3010)) | {3500}  # short runs are not looked at
+    assert arena.resident_bytes() == 10 * 4096
+
+
+def test_zeros_are_written_over_short_and_long_runs(arena: Arena) -> None:
+    arena.pages[3000:3200] = 7
+    arena.write_zeros(as_runs(np.array([3000, 3050]), np.array([2, 100])))
+    assert not arena.pages[3000:3002].any()
+    assert not arena.pages[3050:3150].any()
+    assert (arena.pages[3002:3050] == 7).all()
+    assert (arena.pages[3150:3200] == 7).all()
+
+
+def test_a_page_is_zero_only_if_every_byte_is(arena: Arena) -> None:
+    arena.pages[3000:3200] = 0
+    arena.pages[3001, 4095] = 1
+    arena.pages[3150, 0] = 1
+    zero = zero_pages(arena.pages, np.arange(3000, 3200))
+    assert np.flatnonzero(~zero).tolist() == [1, 150]
+
+
+def test_content_hash_sees_content_and_place_but_not_allocation(arena: Arena) -> None:
+    other = Arena(PAGES * 4096)
+    try:
+        arena.pages[2500] = 9
+        arena.pages[2600] = 0  # allocated here, a hole there
+        other.pages[2500] = 9
+        assert arena.content_hash() == other.content_hash()
+        other.pages[2500, 77] = 8
+        assert arena.content_hash() != other.content_hash()
+        other.pages[2500, 77] = 9
+        other.pages[2501] = 9
+        other.pages[2500] = 0
+        assert arena.content_hash() != other.content_hash()
+    finally:
+        other.close()
+
+
+def test_a_closed_arena_holds_no_memory(arena: Arena) -> None:
+    arena.pages[3000:3100] = 1
+    view = arena.pages
+    arena.close()
+    arena.close()
+    assert arena.closed
+    assert not view[3000:3100].any()
+
+
+@pytest.mark.parametrize("size", [0, 4096, (16 << 20) + 1])
+def test_impossible_sizes_are_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="arena"):
+        Arena(size)
+
+
+def test_the_launch_block_is_bounded() -> None:
+    ctl = Control(PAGES * 4096)
+    try:
+        ctl.set_launch_block(["a", "b"], {"K": "v"}, ["/shared"], "/enclave", "name")
+        assert (ctl["launch_argc"], ctl["launch_envc"], ctl["shared_count"]) == (2, 1, 1)
+        with pytest.raises(ValueError, match="too long"):
+            ctl.set_launch_block(["x" * (1 << 20)], {}, [], "/enclave", "name")
+        with pytest.raises(ValueError, match="NUL"):
+            ctl.set_launch_block(["a\0b"], {}, [], "/enclave", "name")
+    finally:
+        ctl.close()
