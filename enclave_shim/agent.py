@@ -350,6 +350,8 @@ class Agent:
     async def _carry_through(self, migration: Source | Destination) -> None:
         try:
             await migration.run()
+        except Exception:  # an agent holds an enclave: a migration that fails may not end it
+            self._log.exception("migration_failed_unexpectedly")
         finally:
             self._idle.set()
 

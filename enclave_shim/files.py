@@ -32,6 +32,7 @@ MAX_FILES = 200_000
 MAX_DEPTH = 64
 MAX_PATH_BYTES = 1023
 IO_NAMES = ("output.log", "stdin")
+_VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -135,47 +136,58 @@ class TravellingFiles:
                         yield (FileMeta(*key, "delete"), b"")
                     yield (FileMeta(*key, "symlink", target=entry.target), b"")
             elif entry.kind == "file":
-                yield from self._file_delta(entry, known, fresh)
+                try:
+                    fd = self._open(entry)
+                except OSError as error:
+                    if error.errno not in _VANISHED:
+                        raise
+                    # The program has removed or replaced it since we looked: the next delta tells.
+                    self._forget(key, known)
+                    continue
+                with open(fd, "rb", buffering=0) as file:
+                    yield from self._file_delta(entry, file.fileno(), known, fresh)
                 yield _meta(key, fresh)
         for key, fresh in reversed(directories):  # last: what happens inside changes the times
             yield _meta(key, fresh)
 
-    def _file_delta(self, entry: _Entry, known: _Known | None, fresh: _Known) -> Iterator[Step]:
+    def _forget(self, key: tuple[Root, str], known: _Known | None) -> None:
+        if known is None:
+            del self._known[key]
+        else:
+            known.trusted = False
+            self._known[key] = known
+
+    def _file_delta(
+        self, entry: _Entry, fd: int, known: _Known | None, fresh: _Known
+    ) -> Iterator[Step]:
         had = known.chunks if known else []
         key = entry.root, entry.path
         size = self._chunk_bytes
         index = 0
-        with self._open(entry) as fd:
-            if entry.root == "io" and known and os.fstat(fd).st_size >= known.size:
-                # Opened for appending only: all but the last, partial chunk stays as it was.
-                index = max(len(had) - 1, 0)
-                fresh.chunks.extend(had[:index])
-            while True:
-                content = os.pread(fd, size, index * size)
-                if content:
-                    digest = hashlib.blake2b(content, digest_size=16).digest()
-                    fresh.chunks.append(digest)
-                    fresh.size = index * size + len(content)
-                    if index >= len(had) or had[index] != digest:
-                        yield FileMeta(*key, "write", offset=index * size), content
-                if len(content) < size:
-                    break
-                index += 1
+        if entry.root == "io" and known and os.fstat(fd).st_size >= known.size:
+            # Opened for appending only: all but the last, partial chunk stays as it was.
+            index = max(len(had) - 1, 0)
+            fresh.chunks.extend(had[:index])
+        while True:
+            content = os.pread(fd, size, index * size)
+            if content:
+                digest = hashlib.blake2b(content, digest_size=16).digest()
+                fresh.chunks.append(digest)
+                fresh.size = index * size + len(content)
+                if index >= len(had) or had[index] != digest:
+                    yield FileMeta(*key, "write", offset=index * size), content
+            if len(content) < size:
+                break
+            index += 1
         if known is None or known.size > fresh.size or fresh.size == 0:
             yield FileMeta(*key, "truncate", size=fresh.size), b""
 
-    @contextmanager
-    def _open(self, entry: _Entry) -> Iterator[int]:
+    def _open(self, entry: _Entry) -> int:
         if entry.root == "io":
-            fd = os.open(self._io_files[entry.path], os.O_RDONLY | os.O_CLOEXEC)
-        else:
-            with _parent(self._own, entry.path) as (parent, name):
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                fd = os.open(name, flags, dir_fd=parent)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+            return os.open(self._io_files[entry.path], os.O_RDONLY | os.O_CLOEXEC)
+        with _parent(self._own, entry.path) as (parent, name):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            return os.open(name, flags, dir_fd=parent)
 
     def _walk(self) -> Iterator[_Entry]:
         for name, path in self._io_files.items():

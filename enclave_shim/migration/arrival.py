@@ -64,6 +64,7 @@ class Arrival:
         self._migration = migration
         self._receivers: list[Receiver] = []
         self._complete = False
+        self._limiter = trio.CapacityLimiter(orders.streams)
 
     @property
     def received_bytes(self) -> int:
@@ -167,7 +168,7 @@ class Arrival:
 
     async def _receive_stream(self, receiver: Receiver) -> None:
         try:
-            await trio.to_thread.run_sync(receiver.run)
+            await trio.to_thread.run_sync(receiver.run, limiter=self._limiter)
             if not self._complete:
                 raise ChannelClosed("a data stream ended before the last round")
         except (OSError, ChannelClosed):

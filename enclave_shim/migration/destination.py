@@ -112,7 +112,6 @@ class Destination:
         self._arrival: Arrival | None = None
         self._manifest: Manifest | None = None
         self._digest = b""
-        self._evidence = b""
         self._same_clock = False
         self._resumed_payload = b""
         self._started = trio.Event()
@@ -184,7 +183,7 @@ class Destination:
                         await self._started.wait()
                     nursery.cancel_scope.cancel()
         except (Exception, BaseExceptionGroup) as group:
-            error = root_cause(group)
+            error = root_cause(group, self._log)
             if error is None:
                 raise
         finally:
@@ -291,8 +290,6 @@ class Destination:
         except ChannelClosed:
             # It may have got out or not. If it has, the source may let go: so wait.
             self._log.warning("ready_perhaps_undelivered")
-        # While the token is on its way: evidence may take its time on real hardware.
-        self._evidence = self._report.verified(self._digest, manifest)
 
     async def _start(self, manifest: Manifest) -> None:
         enclave = self._instance_here()
@@ -318,7 +315,8 @@ class Destination:
                 generation=manifest.generation,
                 parts=dict(self._parts.parts_ms),
                 running_real_ns=running_real_ns,
-                evidence=self._evidence,
+                # Made now that the program runs: on real hardware it may take its time.
+                evidence=self._report.evidence_of(self._digest, manifest),
             )
         )
         self._started.set()

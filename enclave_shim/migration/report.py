@@ -20,6 +20,7 @@ from optmigd.enclave_shim.migration.common import (
     Enclave,
     ExportOrders,
     Identity,
+    Log,
     Params,
     ReceiveOrders,
 )
@@ -132,16 +133,20 @@ def receipt_core(binding: Binding, identity: Identity, digest: bytes, manifest: 
     )
 
 
-def root_cause(error: BaseException) -> OptmigError | None:
+def root_cause(error: BaseException, log: Log) -> OptmigError | None:
     """The error to report out of a group that a nursery raised; None if it holds only cancellation.
 
     When one side gives up, much breaks at once. What the peer says weighs most, then what this side
-    found wrong, then a broken stream; anything else is a bug and is raised again.
+    found wrong, then a broken stream. Anything else is a bug: it is logged, and ends the migration
+    like any other failure, because the program must run on.
     """
     leaves = [leaf for leaf in _leaves(error) if not isinstance(leaf, trio.Cancelled)]
     for leaf in leaves:
-        if not isinstance(leaf, OptmigError | OSError):
+        if not isinstance(leaf, Exception):
             raise leaf
+        if not isinstance(leaf, OptmigError | OSError):
+            log.error("migration_failed_unexpectedly", exc_info=leaf)
+            return MigrationFailed(f"a bug in the shim agent: {type(leaf).__name__}: {leaf}")
     for kind in (PeerRefused, OptmigError):
         for leaf in leaves:
             if isinstance(leaf, kind):
@@ -214,18 +219,21 @@ class SourceReport:
         self._core = receipt_core(binding, self._enclave.identity, digest, manifest)
 
     def resumed(self, report: ResumedReport, peer: Claims | None) -> None:
-        """The destination has confirmed; its evidence is over the same core as ours.
-
-        Raises:
-            AttestationFailed: its evidence is none, or is over something else.
-
-        """
-        claims = self._enclave.identity.platform.verify(report.evidence)
-        if claims.report_data != receipt_data(self._core):
-            raise AttestationFailed("the destination's receipt is about another move")
+        """The destination has confirmed that it runs; the downtime, as seen here, is over."""
         self._ended_s = time.monotonic()
         self._resumed = report
         self._peer = peer
+
+    def _peer_signed_the_same(self, report: ResumedReport) -> bool:
+        """Whether the destination's evidence is over the core that this side knows.
+
+        The hand-off does not hang on it: the confirmation itself was sealed by the attested peer.
+        """
+        try:
+            claims = self._enclave.identity.platform.verify(report.evidence)
+        except AttestationFailed:
+            return False
+        return claims.report_data == receipt_data(self._core)
 
     def fields(self, parts: Parts) -> Params:
         """The report of Contract 1."""
@@ -270,6 +278,7 @@ class SourceReport:
                 "core": self._core,
                 "peer": claims_fields(self._peer) if self._peer else None,
                 "peer_evidence": resumed.evidence,
+                "peer_evidence_valid": self._peer_signed_the_same(resumed),
                 "downtime_ms": fields["downtime_ms"],
                 "total_time_ms": fields["total_time_ms"],
                 "transferred_bytes": self._transferred_bytes,
@@ -294,8 +303,8 @@ class DestinationReport:
         """This side is ready for the first round."""
         self._setup_s = time.monotonic()
 
-    def verified(self, digest: bytes, manifest: Manifest) -> bytes:
-        """All has arrived as it was sent; returns this enclave's evidence over the core."""
+    def evidence_of(self, digest: bytes, manifest: Manifest) -> bytes:
+        """All has arrived as it was sent: this enclave's evidence over the receipt's core."""
         self._digest = digest
         self._manifest = manifest
         self._core = receipt_core(self._orders.binding, self._identity, digest, manifest)

@@ -47,6 +47,7 @@ class Rounds:
         self._started_s = 0.0
         self._sent = Counts()
         self._last_sent = -1
+        self._limiter = trio.CapacityLimiter(len(senders))
 
     @property
     def round_no(self) -> int:
@@ -104,7 +105,12 @@ class Rounds:
         async def send_on(sender: Sender, steps: Iterator[Step]) -> None:
             counts.append(
                 await trio.to_thread.run_sync(
-                    sender.send_round, round_no, self.pending, self._holes, steps
+                    sender.send_round,
+                    round_no,
+                    self.pending,
+                    self._holes,
+                    steps,
+                    limiter=self._limiter,
                 )
             )
 

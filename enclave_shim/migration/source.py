@@ -199,7 +199,7 @@ class Source:
                     await self._up_to_release(nursery)
                     nursery.cancel_scope.cancel()
         except (Exception, BaseExceptionGroup) as error:
-            failure = root_cause(error)
+            failure = root_cause(error, self._log)
             if failure is None:
                 raise
         if self.migration.released:

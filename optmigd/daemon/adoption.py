@@ -35,6 +35,10 @@ async def _adopt_one(host: Host, instance: Instance, row: MigrationRow | None) -
     if state in ("exited", "moved"):
         if row is not None:
             await _forget(host, row)
+        leftover = await host.registry.adopt(instance)
+        if leftover is not None:
+            host.registry.supervise(leftover)
+            host.nursery.start_soon(_end_leftover, host, instance)
         return
     agent = await host.registry.adopt(instance)
     if state == "starting" or (state == "incoming" and (row is None or agent is None)):
@@ -72,6 +76,14 @@ def _take_up(host: Host, instance: Instance, row: MigrationRow) -> None:
             instance.migration = incoming
         host.incoming[row.migration_id] = incoming
         host.nursery.start_soon(incoming.run_restored)
+
+
+async def _end_leftover(host: Host, instance: Instance) -> None:
+    """End an agent whose enclave is no longer here: the daemon was stopped before it could."""
+    if instance.row.state == "moved":
+        await host.registry.clear(instance)
+    elif instance.agent is not None:
+        await instance.agent.shut_down()
 
 
 async def _ask_whether_exited(host: Host, instance: Instance) -> None:

@@ -181,9 +181,10 @@ class Agent:
                 except OptmigError as error:
                     # It may well go before it has answered.
                     self._log.debug("agent_shutdown_unanswered", error=error.message)
-                await self.process.wait()
-                return
-            self._log.warning("agent_killed", grace_s=grace_s)
+                if not self._left:
+                    await self.process.wait()
+                    return
+            self._log.info("agent_killed", pid=self.process.pid)
             self.process.kill()
             await self.process.wait()
 

@@ -35,6 +35,9 @@ class Incoming(Protocol):
     def agent_pid(self) -> int | None:
         """The process that holds what has arrived."""
 
+    async def supersede(self) -> None:
+        """Give way to a new offer of the same enclave by the same host; returns when it has."""
+
     async def redeliver(self, token: bytes) -> bytes:
         """Give the agent the token once more and return its sealed confirmation."""
 

@@ -49,6 +49,7 @@ class IncomingMigration:
         self._peer = peer
         self._row = row
         self._done = trio.Event()
+        self._scope = trio.CancelScope()
         self.record = MigrationRecord(
             row.migration_id,
             row.enclave,
@@ -119,9 +120,11 @@ class IncomingMigration:
         """
         self._host.incoming[offer.migration_id] = self
         try:
-            error = await self._converse(link, offer)
-            await link.aclose()
-            await self._go_on(error)
+            with self._scope:
+                error = await self._converse(link, offer)
+                await link.aclose()
+                await self._go_on(error)
+            await self._conclude_superseded()
         finally:
             await self._leave()
 
@@ -130,9 +133,23 @@ class IncomingMigration:
         self._host.incoming[self._row.migration_id] = self
         try:
             self.record.set_state("switchover")  # it may have been: only the source knows
-            await self._go_on(ChannelClosed("the daemon was stopped during the migration"))
+            with self._scope:
+                await self._go_on(ChannelClosed("the daemon was stopped during the migration"))
+            await self._conclude_superseded()
         finally:
             await self._leave()
+
+    async def supersede(self) -> None:
+        """Give way to a new offer of the same enclave by the same host; returns when it has.
+
+        A source begins a migration only when it has ended the one before: what is left of that
+        one here is waiting for a link that has broken unnoticed, or is being destroyed already.
+        One that may have been released does not give way.
+        """
+        if not self._arrival.token_given and not self.owned:
+            self._arrival.aborted = True
+            self._scope.cancel()
+            await self._done.wait()
 
     async def redeliver(self, token: bytes) -> bytes:
         """Give the agent the token once more and return its sealed confirmation.
@@ -178,6 +195,10 @@ class IncomingMigration:
                     await link.receive()
         except OptmigError as failure:
             self._log.debug("link_ended", error=failure.message)
+
+    async def _conclude_superseded(self) -> None:
+        if self._scope.cancelled_caught:
+            await self._go_on(MigrationFailed(f"host {self._peer.name} has begun another one"))
 
     async def _go_on(self, error: OptmigError | None) -> None:
         """Finish without the conversation."""

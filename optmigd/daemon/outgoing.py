@@ -24,7 +24,7 @@ from optmigd.daemon.outcomes import as_failure, blocked, reported_error
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Instance
 from optmigd.daemon.source import Attempt, MigrateOptions
-from optmigd.protocol.blockers import Blocker
+from optmigd.protocol.blockers import Blocker, blockers_from_fields
 from optmigd.protocol.errors import (
     AlreadyReleased,
     ChannelClosed,
@@ -275,6 +275,7 @@ class OutgoingMigration:
             error = reported_error(ended)
         blockers = merged(
             self._attempt.blockers,
+            blockers_from_fields(self.record.report.get("blockers")),
             error.blockers if isinstance(error, MigrationBlocked) else [],
         )
         if blockers and (error is None or isinstance(error, MigrationBlocked)):

@@ -63,6 +63,9 @@ async def _take_offer(host: Host, link: Link, offer: Offer) -> None:
         text = "this migration has been offered before"
         await link.send(Abort(RemoteProtocolError.code, text))
         raise RemoteProtocolError(f"host {link.peer.name}: {text}")
+    for earlier in list(host.incoming.values()):
+        if (earlier.record.enclave, earlier.peer_key) == (offer.enclave, link.peer.key):
+            await earlier.supersede()
     await IncomingMigration.offered(host, link.peer, offer).run(link, offer)
 
 

@@ -114,6 +114,29 @@ def test_output_grows_by_its_end_alone(trip: Trip) -> None:
     assert (trip.io_dir / "output.log").read_bytes() == trip.output.read_bytes()
 
 
+def test_files_that_vanish_while_we_look_are_no_error(trip: Trip) -> None:
+    for name in ("a", "b", "c"):
+        (trip.own / name).write_bytes(b"x" * CHUNK)
+    (trip.own / "d").mkdir()
+    (trip.own / "d/e").write_bytes(b"x")
+    trip.send()
+    for name in ("a", "b", "c", "d/e"):
+        (trip.own / name).write_bytes(b"y" * CHUNK)
+    (trip.own / "new").write_bytes(b"z")
+    delta = trip.files.delta()
+    trip.receiver.apply(*next(delta))  # the walk is done, the first file is being sent
+    (trip.own / "b").unlink()
+    (trip.own / "c").unlink()
+    (trip.own / "c").symlink_to("a")
+    (trip.own / "d/e").unlink()
+    (trip.own / "d").rmdir()
+    (trip.own / "new").unlink()
+    for change, content in delta:
+        trip.receiver.apply(change, content)
+    trip.send()
+    assert tree(trip.copy) == tree(trip.own)
+
+
 def test_what_cannot_travel_is_named(trip: Trip) -> None:
     os.mkfifo(trip.own / "fifo")
     (trip.own / "a").touch()

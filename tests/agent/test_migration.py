@@ -30,6 +30,7 @@ from optmigd.protocol.errors import (
 from tests.support.agents import AgentHandle, Move, agents, launch_params
 
 UPDATES = "60000000"
+ENDLESS = ["10000000000"]
 EXIT_STATUS = 7
 MEMORY_BYTES = 256 << 20
 
@@ -70,7 +71,7 @@ async def running(
     """Agents, the first of which runs the program."""
     with trio.fail_after(40):
         async with agents(tmp_path, count) as handles:
-            params = launch_params(integers.image, args=[UPDATES], **changes)
+            params = launch_params(integers.image, **{"args": [UPDATES], **changes})
             await handles[0].request("launch", **params)
             await eventually(lambda: holds_at_least(handles[0], 8 << 20))
             yield handles
@@ -128,7 +129,7 @@ async def test_stop_and_copy_is_one_round(tmp_path: Path, integers: Program, ans
 
 
 async def test_the_parts_make_up_the_downtime(tmp_path: Path, integers: Program) -> None:
-    async with running(tmp_path, integers) as hosts:
+    async with running(tmp_path, integers, args=ENDLESS) as hosts:
         here, _ = await Move(hosts, integers.image, MEMORY_BYTES).run()
         report = here["report"]
         parts = report["downtime_parts_ms"]
@@ -147,7 +148,7 @@ async def test_the_parts_make_up_the_downtime(tmp_path: Path, integers: Program)
 
 
 async def test_receipts_are_signed_by_both_and_agree(tmp_path: Path, integers: Program) -> None:
-    async with running(tmp_path, integers) as hosts:
+    async with running(tmp_path, integers, args=ENDLESS) as hosts:
         here, there = await Move(hosts, integers.image, MEMORY_BYTES).run()
         platform = SimPlatform.from_file(None)
         measurement = load(str(integers.image)).measurement(parse(b"").digest())
@@ -159,6 +160,7 @@ async def test_receipts_are_signed_by_both_and_agree(tmp_path: Path, integers: P
             assert claims.measurement == measurement
             body: dict[str, Any] = msgspec.msgpack.decode(receipt["body"])
             cores.append(body["core"])
+            assert body.get("peer_evidence_valid", True)
         assert cores[0] == cores[1]
         core: dict[str, Any] = msgspec.msgpack.decode(cores[0])
         assert core["state_digest"].hex() == here["report"]["state_digest"]
@@ -257,7 +259,7 @@ async def test_released_and_unanswered_the_source_stays_parked_and_repeats_the_t
 async def test_the_source_waits_as_long_as_it_takes_for_a_true_confirmation(
     tmp_path: Path, integers: Program
 ) -> None:
-    async with running(tmp_path, integers) as hosts:
+    async with running(tmp_path, integers, args=ENDLESS) as hosts:
         move = Move(hosts, integers.image, MEMORY_BYTES, deliver_resumed=False)
         async with trio.open_nursery() as nursery:
             await move.begin(nursery)
@@ -278,7 +280,7 @@ async def test_the_source_waits_as_long_as_it_takes_for_a_true_confirmation(
 async def test_a_daemon_that_dies_before_release_ends_the_move(
     tmp_path: Path, integers: Program
 ) -> None:
-    async with running(tmp_path, integers) as hosts:
+    async with running(tmp_path, integers, args=ENDLESS) as hosts:
         move = Move(hosts, integers.image, MEMORY_BYTES)
         async with trio.open_nursery() as nursery:
             await move.begin(nursery)
@@ -305,7 +307,7 @@ async def test_a_changed_session_payload_ends_the_move(
             payload = payload[:-1] + bytes([payload[-1] ^ 1])
         return [payload]
 
-    async with running(tmp_path, integers) as hosts:
+    async with running(tmp_path, integers, args=ENDLESS) as hosts:
         changed: Any = {direction: change}
         move = Move(hosts, integers.image, MEMORY_BYTES, export={"timeout_s": 2.0}, **changed)
         async with trio.open_nursery() as nursery:
@@ -318,9 +320,25 @@ async def test_a_changed_session_payload_ends_the_move(
         assert await state_of(hosts[0]) == "running"
 
 
+@pytest.mark.parametrize("on_stall", ["abort", "throttle"])
+async def test_a_program_that_writes_too_fast(
+    tmp_path: Path, integers: Program, on_stall: str
+) -> None:
+    """No downtime at all is asked for, so rounds cannot converge: the owner's choice decides."""
+    async with running(tmp_path, integers, args=ENDLESS) as hosts:
+        export = {"downtime_limit_ms": 0.0, "on_stall": on_stall}
+        here, _ = await Move(hosts, integers.image, MEMORY_BYTES, export=export).run()
+        assert (here["outcome"], here["error"]["code"]) == ("failed", "not-converging")
+        assert ("program_held_back" in hosts[0].log()) == (on_stall == "throttle")
+        # Whatever held it back has let go: it goes on computing at full speed.
+        assert await state_of(hosts[0]) == "running"
+        sample = await hosts[0].request("sample_dirty", interval_s=0.3)
+        assert sample["written_pages"] > 1000
+
+
 async def test_a_policy_without_sim_refuses_sim(tmp_path: Path, integers: Program) -> None:
     policy = b'platforms = ["sgx", "snp"]'
-    async with running(tmp_path, integers, policy=policy) as hosts:
+    async with running(tmp_path, integers, args=ENDLESS, policy=policy) as hosts:
         move = Move(hosts, integers.image, MEMORY_BYTES, policy=policy, export={"timeout_s": 5.0})
         async with trio.open_nursery() as nursery:
             await move.begin(nursery)
@@ -332,7 +350,7 @@ async def test_a_policy_without_sim_refuses_sim(tmp_path: Path, integers: Progra
 
 
 async def test_different_policies_do_not_meet(tmp_path: Path, integers: Program) -> None:
-    async with running(tmp_path, integers) as hosts:
+    async with running(tmp_path, integers, args=ENDLESS) as hosts:
         move = Move(
             hosts, integers.image, MEMORY_BYTES, policy=b"debug = true", export={"timeout_s": 5.0}
         )
@@ -344,7 +362,7 @@ async def test_different_policies_do_not_meet(tmp_path: Path, integers: Program)
 
 
 async def test_a_dry_run_forecasts_and_moves_nothing(tmp_path: Path, integers: Program) -> None:
-    async with running(tmp_path, integers) as hosts:
+    async with running(tmp_path, integers, args=ENDLESS) as hosts:
         move = Move(
             hosts,
             integers.image,
@@ -364,7 +382,7 @@ async def test_a_dry_run_forecasts_and_moves_nothing(tmp_path: Path, integers: P
 
 
 async def test_all_blockers_are_listed_and_nothing_moves(tmp_path: Path, integers: Program) -> None:
-    async with running(tmp_path, integers) as hosts:
+    async with running(tmp_path, integers, args=ENDLESS) as hosts:
         own = hosts[0].directory / "own"
         os.mkfifo(own / "fifo")
         (own / "a").touch()
@@ -448,7 +466,10 @@ async def test_bad_requests_are_answered_and_harm_nothing(
 async def test_garbage_on_the_socket_costs_the_connection_and_nothing_else(
     tmp_path: Path, integers: Program
 ) -> None:
-    async with running(tmp_path, integers, 1) as (agent,), trio.open_nursery() as nursery:
+    async with (
+        running(tmp_path, integers, 1, args=ENDLESS) as (agent,),
+        trio.open_nursery() as nursery,
+    ):
         for garbage in (b"\xff" * 100, b"\0\0\0\5abcde", b"\0\0\0\1\x80"):
             await agent._stream.send_all(garbage)  # type: ignore[union-attr]
             await agent.connect(nursery)

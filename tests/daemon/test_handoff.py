@@ -5,12 +5,14 @@ the destination's READY and just before it releases.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from optmigd.conversation import DaemonUnreachable
 from optmigd.protocol.errors import AlreadyReleased, HandoffUncertain, MigrationFailed, OptmigError
 from tests.support.daemons import Pair, Site, eventually, two_sites, wait_released
 
@@ -44,15 +46,17 @@ async def start_and_stop_before_release(pair: Pair, **destination: object) -> Pa
     source = {"hold_at": "ready", "hold_until": str(go)}
     await pair.launch(script=json.dumps({"source": source, "destination": destination}))
     await pair.a.client.migrate("e1", "b", detach=True)
-    with trio.fail_after(10):
-        while True:
-            migration = (await pair.b.client.status("e1"))["migration"] if pair.b.instances else {}
-            if migration and migration["state"] == "switchover":
-                break
-            await trio.sleep(0.01)
-    # READY itself is a message further; the source's shim has it when nothing moves any more.
-    await trio.sleep(0.2)
+    await wait_both_ready(pair)
     return go
+
+
+async def wait_both_ready(pair: Pair) -> None:
+    """Wait until the source's shim has READY and holds."""
+    await eventually(held(pair), "the source's shim holds")
+
+
+def held(pair: Pair) -> Callable[[], bool]:
+    return (pair.a.directory / "state/enclaves/e1@1/held").exists
 
 
 async def assert_only_on_b(pair: Pair) -> None:
@@ -67,6 +71,8 @@ async def assert_only_on_a(pair: Pair) -> None:
     await wait_status(pair.a, host="a", state="running", owner_generation=1)
     await eventually(lambda: pair.b.instances == [], "b has destroyed what it had")
     assert runs(pair.a) == ["generation 1"]
+    # Only an agent that has withdrawn takes part in another migration.
+    assert (await pair.a.client.check("e1", "b"))["blockers"] == []
 
 
 def agents_alive(site: Site) -> list[str]:
@@ -85,9 +91,7 @@ async def test_link_cut_in_a_round() -> None:
                 assert caught.value.fields["cause"] == "channel-closed"
 
             nursery.start_soon(migrate)
-            await wait_status(pair.a, state="migrating")
-            await eventually(lambda: pair.b.instances != [], "b receives")
-            await trio.sleep(0.2)
+            await eventually(held(pair), "the source's shim holds in a round")
             pair.wire.cut()
         await assert_only_on_a(pair)
 
@@ -104,7 +108,10 @@ async def test_link_cut_after_ready_and_before_the_release() -> None:
 async def test_source_daemon_stopped_before_the_release() -> None:
     async with two_sites() as pair:
         await start_and_stop_before_release(pair)
+        withdrawn = pair.a.directory / "state/enclaves/e1@1/withdrawn"
+        assert not withdrawn.exists()
         await pair.a.stop()
+        assert withdrawn.exists()
         assert agents_alive(pair.a) != []
         await pair.a.start()
         await assert_only_on_a(pair)
@@ -160,6 +167,39 @@ async def test_daemons_restarted_after_the_release(restarted: str, cut: str, how
         await assert_only_on_b(pair)
 
 
+@pytest.mark.parametrize("how", ["cancel", "timeout", "cut", "stop of the daemon"])
+async def test_what_loses_the_race_against_the_release_follows_it(how: str) -> None:
+    async with two_sites() as pair:
+        source = {
+            "hold_at": "ready",
+            "hold_until": str(pair.directory / "go"),
+            "release_first": True,
+        }
+        await pair.launch(script=json.dumps({"source": source}))
+        timeout_s = 3.0 if how == "timeout" else 0.0
+        async with trio.open_nursery() as nursery:
+            results: list[object] = []
+
+            async def migrate() -> None:
+                try:
+                    results.append(await pair.a.client.migrate("e1", "b", timeout_s=timeout_s))
+                except DaemonUnreachable:
+                    assert how == "stop of the daemon"
+
+            nursery.start_soon(migrate)
+            await wait_both_ready(pair)
+            if how == "cancel":
+                with pytest.raises(AlreadyReleased, match="can only be completed"):
+                    await pair.a.client.cancel("e1")
+            elif how == "cut":
+                pair.wire.cut()
+            elif how == "stop of the daemon":
+                await pair.a.stop()
+                await pair.a.start()
+        await assert_only_on_b(pair)
+        assert len(results) == (0 if how == "stop of the daemon" else 1)
+
+
 async def test_agent_of_the_source_dies_after_the_release() -> None:
     async with two_sites() as pair:
         go = await start_and_stop_before_release(pair)
@@ -183,9 +223,7 @@ async def test_a_confirmation_that_never_comes_is_uncertain() -> None:
                     await pair.a.client.migrate("e1", "b", timeout_s=5.0)
 
             nursery.start_soon(migrate)
-            await eventually(lambda: pair.b.instances != [], "b receives")
-            await wait_status(pair.b, state="migrating")
-            await trio.sleep(0.3)
+            await wait_both_ready(pair)
             pair.wire.freeze(to_target=True, from_target=True)
             go.touch()
         status = await pair.a.client.status("e1")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from optmigd.daemon import serve
 from optmigd.protocol.errors import ConfigError, RuntimeFailed
@@ -45,7 +46,8 @@ async def test_a_program_that_ended_meanwhile_is_exited() -> None:
         pid = agent_pid(pair.a, "e1@1")
         await pair.a.stop()
         flag.write_text("9")
-        await trio.sleep(0.1)
+        exited = pair.a.directory / "state/enclaves/e1@1/exited"
+        await eventually(exited.exists, "the program has ended")
         await pair.a.start()
         assert await pair.a.client.wait("e1") == {"exit_status": 9, "host": "a"}
         await eventually(lambda: not Path(f"/proc/{pid}").exists(), "its agent has left")
@@ -106,11 +108,23 @@ async def test_wait_and_logs_go_on_when_the_other_daemon_comes_back() -> None:
             nursery.start_soon(follow)
             await eventually(lambda: b"generation 2" in b"".join(pieces), "it follows")
             await pair.b.stop()
-            await trio.sleep(0.1)
+            await trio.testing.wait_all_tasks_blocked(0.05)
             await pair.b.start()
             flag.write_text("1")
         assert ends == [{"exit_status": 1, "host": "b"}]
         assert b"".join(pieces) == b"generation 1\ngeneration 2\n"
+
+
+@pytest.mark.parametrize("state", ["exited", "moved"])
+async def test_agents_of_enclaves_that_are_gone_are_ended(state: str) -> None:
+    """The daemon was killed after it had journaled the end, and before the agent had left."""
+    async with two_sites() as pair:
+        await pair.launch()
+        pid = agent_pid(pair.a, "e1@1")
+        await pair.a.stop()
+        await trio.to_thread.run_sync(_set_state, pair.a.directory / "state/journal.db", state)
+        await pair.a.start()
+        await eventually(lambda: not Path(f"/proc/{pid}").exists(), "its agent has left")
 
 
 async def test_strays_are_removed() -> None:

@@ -9,9 +9,13 @@ The policy of the enclave, which the daemons hand on unread, is a script in JSON
 
     {"source": {"hold_at": "active"}, "destination": {"fail_at": "active"}}
 
-`hold_at`: stop in that state until cancelled. `hold_until`: a file; wait in `hold_at` until it is
-there. `fail_at`: end as failed in that state. `blockers`: what preflight finds. `ignore_tokens`:
-how many tokens the destination leaves unanswered. `rounds`: how many rounds are reported.
+`hold_at`: stop in that state until cancelled; the file `held` in INSTANCE_DIR says that it does.
+`hold_until`: a file; wait in `hold_at` until it is there. `fail_at`: end as failed in that state,
+with `code`. `die_at`: end the agent. `refuse`: blockers of the destination. `ignore_tokens`: how
+many tokens the destination leaves unanswered. `release_first`: let a cancel lose the race against
+the release: ends the hold, and answers when it has released. At the top, `status_blockers` are the
+source's own, and `launch_error` refuses to launch. The file `exited` in INSTANCE_DIR says that the
+program has ended, `withdrawn` that it was cancelled.
 """
 
 # It polls, and touches files where it likes: it is a scripted program, not a daemon.
@@ -141,6 +145,7 @@ class Agent:
         self.script: Params = {}
         self.arena: Params = {}
         self.memory_bytes = 0
+        self.migrating = False
         self.migration_id = b""
         self.params: Params = {}
         self.streams: dict[int, socket.socket] = {}
@@ -200,6 +205,8 @@ class Agent:
         os._exit(0)
 
     async def do_export(self, params: Params, _fd: int | None) -> Params:
+        if self.migrating:
+            raise EnclaveError("another migration is in progress")
         self._begin(params)
         self.nursery.start_soon(self._migrate, self._export, "source")
         return {}
@@ -221,10 +228,16 @@ class Agent:
         return {}
 
     async def do_cancel(self, params: Params, _fd: int | None) -> Params:
+        mine = self.script.get("source", {})
+        if "release_first" in mine:
+            Path(mine["hold_until"]).touch()
+            while self.state != "released":
+                await trio.sleep(0.01)
         if self.state == "released":
             raise AlreadyReleased("too late")
         if params["migration_id"] != self.migration_id:
             raise EnclaveError("no such migration")
+        (self.directory / "withdrawn").touch()
         self.scope.cancel()
         return {}
 
@@ -233,6 +246,7 @@ class Agent:
 
     def _begin(self, params: Params) -> None:
         self.params = params
+        self.migrating = True
         self.migration_id = params["migration_id"]
         self.streams = {}
         self.scope = trio.CancelScope()
@@ -256,6 +270,7 @@ class Agent:
     async def _exit(self, status: int) -> None:
         self.state = "exited"
         self.exit_status = status
+        (self.directory / "exited").touch()
         await self.daemon.tell_for_good("exited", {"exit_status": status})
 
     async def _migrate(self, role: Callable[[Params], Awaitable[Params]], name: str) -> None:
@@ -274,6 +289,7 @@ class Agent:
             error = {"code": "cancelled", "message": "cancelled", "fields": {}}
         for stream in self.streams.values():
             stream.close()
+        self.migrating = False
         ended = {"outcome": outcome, "error": error, "report": report}
         await self.daemon.tell("ended", {"migration_id": self.migration_id, **ended})
 
@@ -283,6 +299,7 @@ class Agent:
         if mine.get("fail_at") == state:
             raise Refused(mine.get("code", "failed"))
         if mine.get("hold_at") == state:
+            (self.directory / "held").touch()
             until = mine.get("hold_until", "")
             while not os.path.exists(until):
                 await trio.sleep(0.01)
@@ -307,8 +324,7 @@ class Agent:
         if await self._hear("session") != b"hello to you":
             raise Refused("attestation-failed")
         if self.params["dry_run"]:
-            blockers = mine.get("blockers", [])
-            return {"blockers": blockers, "forecast": {"rounds": 3, "downtime_ms": 12.5}}
+            return {"blockers": [], "forecast": {"rounds": 3, "downtime_ms": 12.5}}
         await self._enter("active", mine)
         output = (self.directory / "output.log").read_text()
         content = json.dumps({**self.arena, "output": output}).encode()
@@ -318,7 +334,7 @@ class Agent:
         for index, part in enumerate(parts):
             message = struct.pack(">I", len(part)) + part
             await trio.to_thread.run_sync(self.streams[index].sendall, message)
-        rounds = [_round(number) for number in range(mine.get("rounds", 2))]
+        rounds = [_round(number) for number in range(2)]
         for one in rounds:
             await self._tell("round", one)
             await self._tell("progress", {**_progress(), "round_no": one["round_no"]})

@@ -17,8 +17,10 @@ class Proxy:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
+        self._moved = threading.Condition()
         self._pairs: list[tuple[socket.socket, socket.socket, bytearray]] = []
         self._threads: list[threading.Thread] = []
+        self._sockets: list[socket.socket] = []
         self._closing = False
         self.recorded: list[bytearray] = []
         self._accepter = threading.Thread(target=self._accept, daemon=True)
@@ -45,6 +47,7 @@ class Proxy:
                 near.close()
                 continue
             first = bytearray()
+            self._sockets += (near, far)
             with self._lock:
                 self._pairs.append((near, far, first))
             for source, sink, log in ((near, far, first), (far, near, bytearray())):
@@ -57,6 +60,8 @@ class Proxy:
         with suppress(OSError):  # a cut connection ends the pump
             while piece := source.recv(1 << 16):
                 log += piece
+                with self._moved:
+                    self._moved.notify_all()
                 sink.sendall(piece)
         for end in (source, sink):
             with suppress(OSError):
@@ -73,6 +78,20 @@ class Proxy:
                     end.shutdown(socket.SHUT_RDWR)
         return len(chosen)
 
+    def cut_after(self, preamble: bytes, bytes_in_all: int) -> threading.Thread:
+        """Cut such connections as soon as so many bytes have crossed, over all connections."""
+
+        def watch() -> None:
+            while not self._closing:
+                with self._moved:
+                    self._moved.wait(1.0)
+                if sum(map(len, self.recorded)) >= bytes_in_all and self.cut(preamble):
+                    return
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        return thread
+
     def close(self) -> None:
         """Stop accepting, cut everything, and wait for the threads."""
         self._closing = True
@@ -83,6 +102,8 @@ class Proxy:
         self._accepter.join()
         for thread in self._threads:
             thread.join()
+        for end in self._sockets:
+            end.close()
 
 
 @contextmanager
