@@ -19,7 +19,7 @@ from optmigd.bench.programs import Program, build_workload
 from optmigd.requests import Mode
 
 TABLE_MIB = 1024
-PROBE_PASSES = 4
+PROBE_PASSES = 3
 MEMORY_BYTES = 1400 << 20
 ARGUMENTS = (str(TABLE_MIB), str(PROBE_PASSES))
 
