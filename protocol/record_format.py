@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
-from optmigd.protocol.ciphers import TAG_BYTES
 from optmigd.protocol.errors import RemoteProtocolError
 from optmigd.protocol.link import Digest, Size
 
@@ -48,7 +47,10 @@ _KINDS = {int(kind): kind for kind in Kind}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header whose fields are within bounds. Lengths are those before sealing."""
+    """A header whose fields are within bounds. Lengths are those before sealing.
+
+    `tag_bytes` is not in the header but a property of the negotiated cipher.
+    """
 
     kind: Kind
     stream: int
@@ -56,27 +58,28 @@ class Header:
     sequence: int
     meta_bytes: int
     body_bytes: int
+    tag_bytes: int
     raw: bytes
 
     @property
     def sealed_meta_bytes(self) -> int:
         """How many bytes follow the header."""
-        return self.meta_bytes + TAG_BYTES
+        return self.meta_bytes + self.tag_bytes
 
     @property
     def sealed_body_bytes(self) -> int:
         """How many bytes follow the sealed meta: none where there is no body."""
-        return self.body_bytes + TAG_BYTES if self.body_bytes else 0
+        return self.body_bytes + self.tag_bytes if self.body_bytes else 0
 
 
-def wire_bytes(meta_bytes: int, body_bytes: int) -> int:
+def wire_bytes(meta_bytes: int, body_bytes: int, tag_bytes: int) -> int:
     """Return how many bytes a record takes on the wire."""
-    return HEADER_BYTES + meta_bytes + TAG_BYTES + (body_bytes + TAG_BYTES if body_bytes else 0)
+    return HEADER_BYTES + meta_bytes + tag_bytes + (body_bytes + tag_bytes if body_bytes else 0)
 
 
-def max_wire_bytes(record_bytes: int) -> int:
+def max_wire_bytes(record_bytes: int, tag_bytes: int) -> int:
     """Return the size of a buffer that any record with `record_bytes` of content fits into."""
-    return wire_bytes(MAX_META_BYTES, record_bytes)
+    return wire_bytes(MAX_META_BYTES, record_bytes, tag_bytes)
 
 
 def pack_header(
@@ -86,12 +89,15 @@ def pack_header(
     return HEADER.pack(MAGIC, kind, 0, stream, 0, round_no, sequence, meta_bytes, body_bytes, 0)
 
 
-def unpack_header(data: bytes | bytearray | memoryview, *, record_bytes: int) -> Header:
+def unpack_header(
+    data: bytes | bytearray | memoryview, *, record_bytes: int, tag_bytes: int
+) -> Header:
     """Read a header and check all that can be checked without its place in the stream.
 
     Args:
         data: 32 bytes.
         record_bytes: the most content that one record may have.
+        tag_bytes: length of the negotiated cipher's tags.
 
     Raises:
         RemoteProtocolError: unknown kind, reserved field in use, or a length out of bounds.
@@ -117,7 +123,7 @@ def unpack_header(data: bytes | bytearray | memoryview, *, record_bytes: int) ->
         raise RemoteProtocolError("a record whose page runs are cut off")
     if (body_bytes == 0) != (kind is not Kind.PAGES) and kind is not Kind.FILE:
         raise RemoteProtocolError(f"a record of kind {kind.name} with {body_bytes} bytes of body")
-    return Header(kind, stream, round_no, sequence, meta_bytes, body_bytes, raw)
+    return Header(kind, stream, round_no, sequence, meta_bytes, body_bytes, tag_bytes, raw)
 
 
 def count_pages(runs: RunArray) -> int:

@@ -8,7 +8,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optmigd.protocol.ciphers import Cipher, record_cipher
+from optmigd.protocol.aeads import Cipher
+from optmigd.protocol.ciphers import record_cipher, tag_bytes
 from optmigd.protocol.errors import LocalProtocolError
 from optmigd.protocol.record_format import EndOfRound, Kind
 from optmigd.protocol.session import SessionKeys
@@ -57,6 +58,7 @@ class RecordStream:
             raise LocalProtocolError(f"a migration id has 16 bytes; found {len(migration_id)}")
         self.stream = stream
         self.page_bytes = page_bytes
+        self.tag_bytes = tag_bytes(cipher)
         self.round_no = -1
         self.round_ended = True
         self.round_counts = Counts()

@@ -23,7 +23,7 @@ Driving an opener::
 
 import numpy as np
 
-from optmigd.protocol.ciphers import TAG_BYTES, Buffer
+from optmigd.protocol.aeads import Buffer
 from optmigd.protocol.errors import (
     ChannelClosed,
     DecryptFailed,
@@ -79,10 +79,8 @@ __all__ = [
     "RunArray",
     "StreamOpener",
     "StreamSealer",
-    "max_wire_bytes",
     "overall_chain",
     "state_digest",
-    "wire_bytes",
 ]
 
 
@@ -111,6 +109,11 @@ class StreamSealer(RecordStream):
         super().__init__(keys, migration_id, stream, cipher, page_bytes)
         self._record_bytes = record_bytes
 
+    @property
+    def max_wire_bytes(self) -> int:
+        """The size of a buffer that any record of this stream fits into."""
+        return max_wire_bytes(self._record_bytes, self.tag_bytes)
+
     def next_round(self, round_no: int) -> None:
         """Begin a round with a fresh key.
 
@@ -127,7 +130,7 @@ class StreamSealer(RecordStream):
         Args:
             runs: dtype `RUN`, sorted and not overlapping.
             plaintext: the pages' content back to back.
-            out: at least `max_wire_bytes(record_bytes)` long.
+            out: at least `max_wire_bytes` long.
 
         Returns:
             How many bytes of `out` are the record.
@@ -173,7 +176,7 @@ class StreamSealer(RecordStream):
         if cipher is None or self.round_ended:
             raise LocalProtocolError("no round is open on this stream")
         meta_bytes, body_bytes = len(meta), len(body)
-        total = wire_bytes(meta_bytes, body_bytes)
+        total = wire_bytes(meta_bytes, body_bytes, self.tag_bytes)
         if meta_bytes > MAX_META_BYTES or body_bytes > self._record_bytes or total > len(out):
             raise LocalProtocolError(
                 f"a record of {meta_bytes} and {body_bytes} bytes does not fit"
@@ -184,16 +187,16 @@ class StreamSealer(RecordStream):
             kind, self.stream, self.round_no, self._sequence, meta_bytes, body_bytes
         )
         ad = self._migration_id + header
-        meta_end = HEADER_BYTES + meta_bytes + TAG_BYTES
+        meta_end = HEADER_BYTES + meta_bytes + self.tag_bytes
         out[:HEADER_BYTES] = header
         cipher.seal_into(nonce(2 * self._sequence), meta, ad, out[HEADER_BYTES:meta_end])
-        meta_tag = bytes(out[meta_end - TAG_BYTES : meta_end])
+        meta_tag = bytes(out[meta_end - self.tag_bytes : meta_end])
         body_tag = b""
         if body_bytes:
             cipher.seal_into(
                 nonce(2 * self._sequence + 1), body, ad + meta_tag, out[meta_end:total]
             )
-            body_tag = bytes(out[total - TAG_BYTES : total])
+            body_tag = bytes(out[total - self.tag_bytes : total])
         self._record_done(header, kind, meta_tag, body_tag, Counts(1, pages, zero_pages, total))
         return total
 
@@ -250,7 +253,9 @@ class StreamOpener(RecordStream):
         if self._expected is not None or self._opened is not None:
             raise LocalProtocolError("the record before was not opened to its end")
         try:
-            header = unpack_header(data, record_bytes=self._record_bytes)
+            header = unpack_header(
+                data, record_bytes=self._record_bytes, tag_bytes=self.tag_bytes
+            )
             due_round = self.round_no + 1 if self.round_ended else self.round_no
             if (header.stream, header.round_no, header.sequence) != (
                 self.stream,
@@ -299,7 +304,7 @@ class StreamOpener(RecordStream):
             self._broken = error
             raise
         self._expected = None
-        meta_tag = bytes(sealed_meta[-TAG_BYTES:])
+        meta_tag = bytes(sealed_meta[-self.tag_bytes :])
         if header.body_bytes:
             self._opened = header, meta_tag, added
         else:
@@ -331,13 +336,14 @@ class StreamOpener(RecordStream):
             self._broken = error
             raise
         self._opened = None
-        body_tag = bytes(sealed_body[-TAG_BYTES:])
+        body_tag = bytes(sealed_body[-self.tag_bytes :])
         self._record_done(header.raw, header.kind, meta_tag, body_tag, added)
 
     def _read_meta(
         self, header: Header, content: bytes
     ) -> tuple[RunArray | EndOfRound | FileMeta, Counts]:
-        added = Counts(1, 0, 0, wire_bytes(header.meta_bytes, header.body_bytes))
+        sizes = header.meta_bytes, header.body_bytes, header.tag_bytes
+        added = Counts(1, 0, 0, wire_bytes(*sizes))
         if header.kind is Kind.FILE:
             meta = decode(content, FileMeta)
             return check_file(meta, body_bytes=header.body_bytes), added

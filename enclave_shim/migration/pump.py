@@ -39,11 +39,9 @@ from optmigd.protocol.records import (
     Kind,
     StreamOpener,
     StreamSealer,
-    max_wire_bytes,
 )
 
 WINDOW_PAGES = 1 << 14
-TAG_BYTES = 16
 
 
 def share_of_stream(runs: Runs, stream: int, streams: int, group_pages: int) -> Runs:
@@ -101,7 +99,7 @@ class Sender:
         self._arena = arena
         self._streams = streams
         self._record_pages = record_bytes // abi.PAGE_BYTES
-        self._out = memoryview(bytearray(max_wire_bytes(record_bytes)))
+        self._out = memoryview(bytearray(sealer.max_wire_bytes))
         self._gathered = np.empty((self._record_pages, abi.PAGE_BYTES), dtype=np.uint8)
 
     @property
@@ -216,8 +214,8 @@ class Receiver:
         self._files = files
         self._on_round = on_round
         self._header = memoryview(bytearray(HEADER_BYTES))
-        self._meta = memoryview(bytearray(MAX_META_BYTES + TAG_BYTES))
-        self._sealed = memoryview(bytearray(record_bytes + TAG_BYTES))
+        self._meta = memoryview(bytearray(MAX_META_BYTES + opener.tag_bytes))
+        self._sealed = memoryview(bytearray(record_bytes + opener.tag_bytes))
         self._opened = memoryview(bytearray(record_bytes))
 
     @property

@@ -15,6 +15,7 @@
 
 #define PROT_RW 3
 #define MAP_SHARED_FIXED 0x11
+#define PR_SET_PDEATHSIG 1
 #define PR_SET_DUMPABLE 4
 #define PR_SET_SYSCALL_USER_DISPATCH 59
 #define F_DUPFD_CLOEXEC 1030
@@ -399,6 +400,8 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
   CTL->threads = CTL->running = 1;
   CTL->parked = 0;
   if (CTL->mode == MODE_RESTORE) {
+    /* An instance that only waits is worth nothing without its agent; one that runs outlives it. */
+    raw5(__NR_prctl, PR_SET_PDEATHSIG, 9, 0, 0, 0);
     map_data(&b, 0);
     rt_wait_for_commands();
   }

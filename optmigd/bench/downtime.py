@@ -39,7 +39,7 @@ class Cell:
 
 
 def _own_memory_bytes(pid: int) -> int:
-    """Memory of a process that is its own: without the arena and other shared mappings; 0 if gone."""
+    """Memory of a process that is its own, without the arena; 0 if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -77,7 +77,9 @@ def test_a_file_reader_and_writer_moves_with_its_directory(
         for path in (tmp_path / "native").rglob("*")
         if path.is_file()
     }
-    last = Path(pair[0].client.status(journey.enclave)["dir"])
+    directory = pair[0].client.status(journey.enclave)["dir"]
+    assert directory is not None
+    last = Path(directory)
     assert written == {
         path.relative_to(last): path.read_bytes() for path in last.rglob("*") if path.is_file()
     }

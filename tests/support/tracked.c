@@ -40,7 +40,10 @@ static void send_fds(int socket, int uffd, int pagemap, int error) {
   char control[CMSG_SPACE(2 * sizeof(int))] = {0};
   int payload = error, count = error ? 1 : 2;
   struct iovec iov = {&payload, sizeof payload};
-  struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = CMSG_SPACE(count * sizeof(int))};
+  struct msghdr msg = {.msg_iov = &iov,
+                       .msg_iovlen = 1,
+                       .msg_control = control,
+                       .msg_controllen = CMSG_SPACE(count * sizeof(int))};
   struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
   c->cmsg_level = SOL_SOCKET;
   c->cmsg_type = SCM_RIGHTS;
@@ -98,7 +101,8 @@ int main(int argc, char **argv) {
         sum += *(volatile unsigned long *)(at + i * PAGE_BYTES);
       break;
     case 'p':
-      check(!fallocate(arena_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first * PAGE_BYTES, length), "punch");
+      check(!fallocate(arena_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first * PAGE_BYTES, length),
+            "punch");
       memset(marks + first, 1, count);
       break;
     case 'z': check(!madvise(at, length, MADV_DONTNEED), "dontneed"); break;
