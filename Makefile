@@ -11,7 +11,7 @@ help:
 	@echo "make test    the tests"
 	@echo "make check   format, lint, types, import rules"
 	@echo "make format  rewrite Python and C in the house format"
-	@echo "make bench   downtime against stop-and-copy, cost of a system call; JSON in bench-results/"
+	@echo "make bench   downtime against stop-and-copy, overhead; JSON in bench-results/"
 	@echo "make soak    hundreds of moves at random instants (SOAK_MOVES, SOAK_SEED)"
 
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -45,6 +45,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.run
 	$(BIN)/python -m optmigd.bench.downtime
 	$(BIN)/python -m optmigd.bench.syscost
+	$(BIN)/python -m optmigd.bench.compute
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak -s --timeout 0 tests/migration
