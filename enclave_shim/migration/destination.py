@@ -132,7 +132,8 @@ class Destination:
             AlreadyReleased: the program runs here.
 
         """
-        if self.migration.ended and not self.migration.released:
+        over = self.migration.ended or self._cancelled_because is not None
+        if over and not self.migration.released:
             return
         self._actions = self.migration.handle(Event.CANCEL)
         self._cancelled_because = MigrationCancelled("cancelled; nothing was moved here")

@@ -144,8 +144,8 @@ class Source:
             self._give_up(MigrationCancelled("the connection to the daemon at the source ended"))
 
     def _give_up(self, why: OptmigError) -> None:
-        if self.migration.ended:
-            return
+        if self.migration.ended or self._cancelled_because is not None:
+            return  # what the first cancel asked for is still to be carried out
         self._actions = self.migration.handle(Event.CANCEL)
         self._cancelled_because = why
         self._scope.cancel()

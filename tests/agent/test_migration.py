@@ -5,6 +5,7 @@ only the shims can be asked: who may run when, what a relay that lies can do, wh
 """
 
 import os
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -58,6 +59,10 @@ async def holds_at_least(agent: AgentHandle, size_bytes: int) -> bool:
 
 async def holds_nothing(agent: AgentHandle) -> bool:
     return await resident_bytes(agent) == 0
+
+
+async def is_in_state(agent: AgentHandle, state: str) -> bool:
+    return await state_of(agent) == state
 
 
 async def has_written(agent: AgentHandle, text: bytes) -> bool:
@@ -120,7 +125,9 @@ async def test_a_program_moves_three_times_and_ends_with_the_right_answer(
 
 async def test_stop_and_copy_is_one_round(tmp_path: Path, integers: Program, answer: bytes) -> None:
     async with running(tmp_path, integers) as hosts:
-        move = Move(hosts, integers.image, MEMORY_BYTES, export={"mode": "stop-and-copy"})
+        move = Move(
+            hosts, integers.image, MEMORY_BYTES, streams=1, export={"mode": "stop-and-copy"}
+        )
         here, _ = await move.run()
         assert here["outcome"] == "completed"
         assert [entry["round_no"] for entry in here["report"]["rounds"]] == [0]
@@ -186,6 +193,35 @@ async def test_cancel_in_the_middle_lets_the_program_run_on(
                 "cancelled",
             )
             nursery.cancel_scope.cancel()
+        assert await state_of(hosts[0]) == "running"
+        await hosts[0].wait_event("exited")
+        assert hosts[0].output() == answer
+
+
+async def test_a_second_cancel_does_not_undo_the_first(
+    tmp_path: Path, integers: Program, answer: bytes
+) -> None:
+    async with running(tmp_path, integers) as hosts:
+        # Nobody reads the stream, so the program is parked with its last pages half sent.
+        move = Move(
+            hosts, integers.image, MEMORY_BYTES, streams=1, export={"mode": "stop-and-copy"}
+        )
+        ours, unread = socket.socketpair()
+        with ours, unread:
+            async with trio.open_nursery() as nursery:
+                await move.begin(nursery)
+                await hosts[0].request(
+                    "add_stream", fd=ours.fileno(), migration_id=move.migration_id, index=0
+                )
+                await eventually(partial(is_in_state, hosts[0], "parked"))
+                async with trio.open_nursery() as both:
+                    for _ in range(2):
+                        both.start_soon(
+                            partial(hosts[0].request, "cancel", migration_id=move.migration_id)
+                        )
+                ended = await hosts[0].wait_event("ended")
+                assert (ended["outcome"], ended["error"]["code"]) == ("cancelled", "cancelled")
+                nursery.cancel_scope.cancel()
         assert await state_of(hosts[0]) == "running"
         await hosts[0].wait_event("exited")
         assert hosts[0].output() == answer
