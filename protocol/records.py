@@ -253,9 +253,7 @@ class StreamOpener(RecordStream):
         if self._expected is not None or self._opened is not None:
             raise LocalProtocolError("the record before was not opened to its end")
         try:
-            header = unpack_header(
-                data, record_bytes=self._record_bytes, tag_bytes=self.tag_bytes
-            )
+            header = unpack_header(data, record_bytes=self._record_bytes, tag_bytes=self.tag_bytes)
             due_round = self.round_no + 1 if self.round_ended else self.round_no
             if (header.stream, header.round_no, header.sequence) != (
                 self.stream,

@@ -28,6 +28,7 @@ def test_the_generated_parts_are_up_to_date() -> None:
         session._REPORT_LABEL.decode(),
         ciphers._LABEL.decode(),
         ciphers._DIRECTION.decode(),
+        ciphers.AEGIS_256,
         ciphers.AES_256_GCM,
         ciphers.CHACHA20_POLY1305,
         "optmigd export v1",
@@ -57,6 +58,11 @@ def test_every_label_is_named(constant: str) -> None:
 )
 def test_every_bound_is_named(name: str, value: int) -> None:
     assert re.search(rf"\| {name} \| {value:,} \|", TEXT)
+
+
+@pytest.mark.parametrize("cipher", ciphers.supported_ciphers(aes_in_hardware=True))
+def test_every_tag_length_is_named(cipher: str) -> None:
+    assert re.search(rf"\| `{cipher}` \| {ciphers.tag_bytes(cipher)} \|", TEXT)
 
 
 def test_the_versions_are_named() -> None:

@@ -3,21 +3,22 @@
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
+from nacl import bindings
 
 from optmigd.protocol import records
 from optmigd.protocol.ciphers import (
+    AEGIS_256,
     AES_256_GCM,
     CHACHA20_POLY1305,
-    check_chosen,
-    choose_cipher,
     record_key,
     supported_ciphers,
 )
@@ -44,11 +45,11 @@ from optmigd.protocol.records import (
     RunArray,
     StreamOpener,
     StreamSealer,
-    max_wire_bytes,
     overall_chain,
     state_digest,
 )
 from optmigd.protocol.session import SessionKeys
+from tests.protocol.test_ciphers import ALL_CIPHERS, TAG_BYTES
 
 KEYS = SessionKeys(bytes(range(32)))
 MIGRATION = b"migration-id-016"
@@ -81,7 +82,7 @@ class Sender:
         self.sealer = StreamSealer(
             self.keys, self.migration_id, self.stream, self.cipher, record_bytes=RECORD_BYTES
         )
-        self.out = memoryview(bytearray(max_wire_bytes(RECORD_BYTES)))
+        self.out = memoryview(bytearray(self.sealer.max_wire_bytes))
         self.sealer.next_round(0)
 
     def pages(self, *pairs: tuple[int, int], seed: int = 0) -> bytes:
@@ -130,7 +131,7 @@ def conversation(sender: Sender) -> list[bytes]:
     return [*first, sender.pages((5, 1), seed=1), sender.pages((0, 1), seed=2), sender.end()]
 
 
-@pytest.mark.parametrize("cipher", [AES_256_GCM, CHACHA20_POLY1305])
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
 def test_every_kind_of_record_arrives(cipher: str) -> None:
     sender, opener = Sender(cipher), new_opener(cipher)
     opened = [open_record(opener, record) for record in conversation(sender)]
@@ -158,8 +159,9 @@ def test_every_kind_of_record_arrives(cipher: str) -> None:
     assert opener.round_ended
 
 
-def test_no_content_is_in_the_clear() -> None:
-    sender = Sender()
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
+def test_no_content_is_in_the_clear(cipher: str) -> None:
+    sender = Sender(cipher)
     marker = b"THE-SECRET-MARKER"
     page = marker.ljust(PAGE, b"\0")
     size = sender.sealer.seal_pages(runs((7, 1)), page, sender.out)
@@ -169,8 +171,9 @@ def test_no_content_is_in_the_clear() -> None:
     assert marker not in sender.file(FileMeta("own", "x", "write"), marker)
 
 
-def test_equal_pages_look_different_each_time() -> None:
-    sender = Sender()
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
+def test_equal_pages_look_different_each_time(cipher: str) -> None:
+    sender = Sender(cipher)
     first, second = sender.pages((1, 1)), sender.pages((1, 1))
     assert first[HEADER_BYTES:] != second[HEADER_BYTES:]
 
@@ -184,9 +187,9 @@ def changed(records_: list[bytes], index: int, offset: int) -> list[bytes]:
     return [*records_[:index], bytes(record), *records_[index + 1 :]]
 
 
-def refused(stream: list[bytes]) -> OptmigError:
+def refused(stream: list[bytes], cipher: str = AES_256_GCM) -> OptmigError:
     """Open a stream that must fail, and return why; afterwards the opener must stay dead."""
-    opener = new_opener()
+    opener = new_opener(cipher)
     for record in stream:
         try:
             open_record(opener, record)
@@ -197,14 +200,18 @@ def refused(stream: list[bytes]) -> OptmigError:
     raise AssertionError("a tampered stream was accepted")
 
 
-def test_every_flipped_bit_is_refused() -> None:
-    stream = conversation(Sender())
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
+def test_every_flipped_bit_is_refused(cipher: str) -> None:
+    stream = conversation(Sender(cipher))
+    tag = TAG_BYTES[cipher]
     for index, record in enumerate(stream):
-        header = unpack_header(record[:HEADER_BYTES], record_bytes=RECORD_BYTES)
+        header = unpack_header(record[:HEADER_BYTES], record_bytes=RECORD_BYTES, tag_bytes=tag)
         meta_end = HEADER_BYTES + header.sealed_meta_bytes
-        interesting = {*range(meta_end), meta_end, len(record) - 17, len(record) - 1}
+        last = len(record) - 1
+        interesting = {*range(meta_end), meta_end, *range(last - tag, last + 1)}
         for offset in sorted(interesting & set(range(len(record)))):
-            assert refused(changed(stream, index, offset)), f"record {index}, byte {offset}"
+            error = refused(changed(stream, index, offset), cipher)
+            assert error, f"record {index}, byte {offset}"
 
 
 @pytest.mark.parametrize(
@@ -230,8 +237,9 @@ def test_every_flipped_bit_is_refused() -> None:
         "skip-round",
     ],
 )
-def test_a_tampered_sequence_is_refused(tamper: Change) -> None:
-    error = refused(tamper(conversation(Sender())))
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
+def test_a_tampered_sequence_is_refused(tamper: Change, cipher: str) -> None:
+    error = refused(tamper(conversation(Sender(cipher))), cipher)
     assert isinstance(error, DecryptFailed)
     assert "dropped, repeated or reordered" in error.message
 
@@ -240,38 +248,58 @@ def renumbered(record: bytes, sequence: int) -> bytes:
     return record[:12] + struct.pack("<Q", sequence) + record[20:]
 
 
-def test_renumbering_hides_nothing() -> None:
-    stream = conversation(Sender())
-    assert "changed" in refused([stream[0], renumbered(stream[0], 1)]).message
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
+def test_renumbering_hides_nothing(cipher: str) -> None:
+    stream = conversation(Sender(cipher))
+    assert "changed" in refused([stream[0], renumbered(stream[0], 1)], cipher).message
 
 
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
 @pytest.mark.parametrize(
     "other",
-    [
-        Sender(stream=0, migration_id=b"another-migr-016"),
-        Sender(keys=SessionKeys(bytes(32))),
-        Sender(cipher=CHACHA20_POLY1305),
-    ],
-    ids=["migration", "session", "cipher"],
+    [{"migration_id": b"another-migr-016"}, {"keys": SessionKeys(bytes(32))}],
+    ids=["migration", "session"],
 )
-def test_a_record_from_elsewhere_does_not_open(other: Sender) -> None:
-    assert isinstance(refused([other.pages((0, 1))]), DecryptFailed)
+def test_a_record_from_elsewhere_does_not_open(cipher: str, other: dict[str, Any]) -> None:
+    assert isinstance(refused([Sender(cipher, **other).pages((0, 1))], cipher), DecryptFailed)
 
 
-def test_a_record_of_another_stream_does_not_open() -> None:
-    assert "another stream" in refused([Sender(stream=1).pages((0, 1))]).message
-    record = bytearray(Sender(stream=1).pages((0, 1)))
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
+def test_a_record_under_another_cipher_does_not_open(cipher: str) -> None:
+    for other in set(supported_ciphers(aes_in_hardware=True)) - {cipher}:
+        record = memoryview(Sender(other).pages((0, 1)))
+        opener = new_opener(cipher)
+        header = opener.parse_header(record[:HEADER_BYTES])
+        with pytest.raises(DecryptFailed):
+            opener.open_meta(header, record[HEADER_BYTES:][: header.sealed_meta_bytes])
+
+
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
+def test_a_record_of_another_stream_does_not_open(cipher: str) -> None:
+    record = bytearray(Sender(cipher, stream=1).pages((0, 1)))
+    assert "another stream" in refused([bytes(record)], cipher).message
     record[4] = 0  # the stream's number in the header
-    assert isinstance(refused([bytes(record)]), DecryptFailed)
+    assert isinstance(refused([bytes(record)], cipher), DecryptFailed)
 
 
-def test_a_body_does_not_open_behind_another_meta() -> None:
-    first, second = Sender().pages((0, 1), seed=1), Sender().pages((0, 1), seed=2)
-    third = Sender().pages((1, 1), seed=2)
-    meta_end = HEADER_BYTES + RUN.itemsize + 16
-    assert isinstance(refused([first[:meta_end] + third[meta_end:]]), DecryptFailed)
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
+def test_a_body_does_not_open_behind_another_meta(cipher: str) -> None:
+    first, second = Sender(cipher).pages((0, 1), seed=1), Sender(cipher).pages((0, 1), seed=2)
+    third = Sender(cipher).pages((1, 1), seed=2)
+    meta_end = HEADER_BYTES + RUN.itemsize + TAG_BYTES[cipher]
+    assert isinstance(refused([first[:meta_end] + third[meta_end:]], cipher), DecryptFailed)
     # The same key and nonce, as only a test can have it: the meta's tag binds the two parts.
     assert first[:meta_end] == second[:meta_end]
+
+
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
+def test_lengths_on_the_wire_are_those_of_the_cipher(cipher: str) -> None:
+    sender, tag = Sender(cipher), TAG_BYTES[cipher]
+    assert len(sender.pages((0, 1), (4, 2))) == 32 + 24 + tag + 3 * PAGE + tag
+    assert len(sender.zero((8, 1))) == 32 + 12 + tag
+    assert sender.sealer.total_counts.bytes == 32 + 24 + 32 + 12 + 3 * tag + 3 * PAGE
+    assert sender.sealer.max_wire_bytes == 32 + MAX_META_BYTES + RECORD_BYTES + 2 * tag
+    assert new_opener(cipher).tag_bytes == tag
 
 
 def test_cutting_off_is_seen_at_the_end_of_the_round() -> None:
@@ -349,7 +377,7 @@ def test_a_header_out_of_bounds_is_refused_at_once(fields: dict[str, int], says:
 @given(st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES))
 def test_any_header_is_parsed_or_refused(data: bytes) -> None:
     try:
-        header = unpack_header(data, record_bytes=RECORD_BYTES)
+        header = unpack_header(data, record_bytes=RECORD_BYTES, tag_bytes=16)
     except RemoteProtocolError:
         return
     assert header.meta_bytes <= MAX_META_BYTES
@@ -359,7 +387,7 @@ def test_any_header_is_parsed_or_refused(data: bytes) -> None:
 @given(st.binary(max_size=31) | st.binary(min_size=33, max_size=40))
 def test_a_header_of_another_length_is_refused(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
-        unpack_header(data, record_bytes=RECORD_BYTES)
+        unpack_header(data, record_bytes=RECORD_BYTES, tag_bytes=16)
 
 
 @given(
@@ -500,9 +528,10 @@ def test_the_opener_is_driven_in_order() -> None:
     assert bytes(body) == content(1)
 
 
-def test_nothing_counts_before_it_is_verified() -> None:
-    record = memoryview(changed([Sender().pages((0, 1))], 0, -1)[0])
-    opener = new_opener()
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
+def test_nothing_counts_before_it_is_verified(cipher: str) -> None:
+    record = memoryview(changed([Sender(cipher).pages((0, 1))], 0, -1)[0])
+    opener = new_opener(cipher)
     chain = opener.chain
     with pytest.raises(DecryptFailed):
         open_record(opener, bytes(record))
@@ -510,49 +539,73 @@ def test_nothing_counts_before_it_is_verified() -> None:
     assert opener.total_counts.records == 0
 
 
-def test_keys_differ_by_round_stream_cipher_and_session() -> None:
-    keys = {
-        record_key(secret, cipher, round_no, stream)
-        for secret in (bytes(32), b"\1" * 32)
-        for cipher in (AES_256_GCM, CHACHA20_POLY1305)
-        for round_no in (0, 1, 256, 65536)
-        for stream in (0, 1, 256)
-    }
-    assert len(keys) == 2 * 2 * 4 * 3
-
-
-def test_known_answers() -> None:
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
+def test_known_answers_of_records(cipher: str) -> None:
     """Figures of this format, version 1: if they change, the version must change with them."""
-    assert record_key(bytes(32), AES_256_GCM, 1, 2).hex() == KNOWN_KEY
-    sender = Sender()
-    assert sender.pages((3, 1))[:64].hex() == KNOWN_RECORD
-    assert sender.sealer.chain.hex() == KNOWN_CHAIN
+    key, record, chain = KNOWN[cipher]
+    assert record_key(bytes(32), cipher, 1, 2).hex() == key
+    sender = Sender(cipher)
+    sealed = sender.pages((3, 1))
+    assert sealed[:32].hex() == KNOWN_HEADER
+    assert sealed[32 : 32 + 12 + TAG_BYTES[cipher] + 16].hex() == record
+    assert sender.sealer.chain.hex() == chain
+
+
+def test_known_answers_of_digests() -> None:
     assert overall_chain([bytes(32), b"\1" * 32]).hex() == KNOWN_OVERALL
     assert state_digest(MIGRATION, 5, bytes(32), b"manifest").hex() == KNOWN_STATE
 
 
-KNOWN_KEY = "d7684ca6280d072d2ec252fc8399f3ec70a4715184a7d8bf8d878b21d325b66b"
-KNOWN_RECORD = (
-    "4f520100000000000000000000000000000000000c0000000010000000000000"
-    "894c7edf55ba3bc4b3f88fa9bcd094df9fa257473dbb796ed4cc4bc00894fcbb"
-)
-KNOWN_CHAIN = "ef02caa25db9ff06e4e2634000748b7adbf1a12578000b5c6a588aec94266ec5"
+# For each cipher: a key, the sealed meta and the first 16 bytes of the sealed body, the chain.
+KNOWN = {
+    AEGIS_256: (
+        "1b247844655ee63a3c564223b71616770c5c54d017c0c992013672e83684af3e",
+        "d338c4ea5216e9a96ab69843ba0b698b8cad004e061e9f549e7c81df8419fe8e"
+        "c51118dd48e8d4023727c139964a5694ba76bf323539e666298a676e",
+        "44ce388a27b5050acc6d26a1890808a1d49dddcbe89a972a79d5f8dd28e0eb63",
+    ),
+    AES_256_GCM: (
+        "d7684ca6280d072d2ec252fc8399f3ec70a4715184a7d8bf8d878b21d325b66b",
+        "894c7edf55ba3bc4b3f88fa9bcd094df9fa257473dbb796ed4cc4bc00894fcbb14668f89d167afa66de4d19b",
+        "ef02caa25db9ff06e4e2634000748b7adbf1a12578000b5c6a588aec94266ec5",
+    ),
+    CHACHA20_POLY1305: (
+        "4d93e89bcba22e5a2b4815fc0af75e14f3e1d9c449b17a9e63198f2fc2722b49",
+        "1a114e7e95631135beb16e3affd5e87ce61c17d02bee7458953b6b1f70b303dd50164b3efbee76b6bff562d0",
+        "ce6c3d99926bbc713c4d6f1381a9cd53a271cc938a982586a8660fcc396be22a",
+    ),
+}
+KNOWN_HEADER = "4f520100000000000000000000000000000000000c0000000010000000000000"
 KNOWN_OVERALL = "1c3544dfd5561c330279d2571348e720facf0f7d42a4acb85562778bd7ae2b97"
 KNOWN_STATE = "afaefe29e7f45cce7b5150ac827e951bef10a4238074a9393398b6095b1e93de"
 
 
-def test_the_key_schedule_and_the_record_are_what_the_document_says() -> None:
+def open_elsewhere(cipher: str, key: bytes, nonce: bytes, sealed: bytes, ad: bytes) -> bytes:
+    """Open with the libraries' public calls."""
+    match cipher:
+        case "aes-256-gcm":
+            return AESGCM(key).decrypt(nonce, sealed, ad)
+        case "chacha20-poly1305":
+            return ChaCha20Poly1305(key).decrypt(nonce, sealed, ad)
+        case _:
+            return bindings.crypto_aead_aegis256_decrypt(sealed, ad, nonce + bytes(20), key)
+
+
+@pytest.mark.parametrize("cipher", ALL_CIPHERS)
+def test_the_key_schedule_and_the_record_are_what_the_document_says(cipher: str) -> None:
     """Written from docs/protocol.md alone, with other libraries' calls."""
-    info = b"optmigd records v1\0source to destination\0aes-256-gcm\0" + struct.pack("<IH", 0, 0)
+    info = b"optmigd records v1\0source to destination\0" + cipher.encode() + b"\0"
+    info += struct.pack("<IH", 0, 0)
     key = HKDF(SHA256(), 32, salt=None, info=info).derive(KEYS.records_secret)
-    record = Sender().pages((3, 1), seed=9)
+    record = Sender(cipher).pages((3, 1), seed=9)
+    tag = 32 if cipher == "aegis-256" else 16
     ad = MIGRATION + record[:32]
-    meta_end = 32 + 12 + 16
-    meta = AESGCM(key).decrypt(bytes(12), record[32:meta_end], ad)
+    meta_end = 32 + 12 + tag
+    meta = open_elsewhere(cipher, key, bytes(12), record[32:meta_end], ad)
     assert struct.unpack("<QI", meta) == (3, 1)
-    ad += record[meta_end - 16 : meta_end]
+    ad += record[meta_end - tag : meta_end]
     nonce = bytes(4) + struct.pack("<Q", 1)
-    assert AESGCM(key).decrypt(nonce, record[meta_end:], ad) == content(1, seed=9)
+    assert open_elsewhere(cipher, key, nonce, record[meta_end:], ad) == content(1, seed=9)
 
 
 def test_digests_bind_every_part() -> None:
@@ -570,16 +623,3 @@ def test_digests_bind_every_part() -> None:
         overall_chain([b"short"])
     with pytest.raises(LocalProtocolError):
         state_digest(b"short", 5, bytes(32), b"")
-
-
-def test_ciphers_are_chosen_from_what_both_have() -> None:
-    assert supported_ciphers(aes_in_hardware=True)[0] == AES_256_GCM
-    assert supported_ciphers(aes_in_hardware=False)[0] == CHACHA20_POLY1305
-    assert choose_cipher(["aegis-9000", CHACHA20_POLY1305, AES_256_GCM]) == CHACHA20_POLY1305
-    assert choose_cipher(["aegis-9000"]) is None
-    assert check_chosen(AES_256_GCM, [AES_256_GCM]) == AES_256_GCM
-    for chosen, proposed in ((AES_256_GCM, [CHACHA20_POLY1305]), ("none", ["none"])):
-        with pytest.raises(RemoteProtocolError):
-            check_chosen(chosen, proposed)
-    with pytest.raises(LocalProtocolError):
-        Sender(cipher="none")
