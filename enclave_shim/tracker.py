@@ -127,6 +127,18 @@ def probe(process: Tracked) -> str:
     return ""
 
 
+def take_marks(marks: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> Runs:
+    """Return the marked pages and clear their marks, while the program goes on marking.
+
+    A copy is searched, because numpy counts before it collects and refuses an array that changes in
+    between. A page that is marked again after the copy was taken is read after its mark was
+    cleared, and so with all that the mark stands for.
+    """
+    marked = np.flatnonzero(marks.copy())
+    marks[marked] = 0
+    return runs_of_pages(marked)
+
+
 class KernelTracker:
     """Write protection by userfaultfd, read out by PAGEMAP_SCAN, and the runtime's marks.
 
@@ -159,9 +171,7 @@ class KernelTracker:
 
     def collect(self) -> Runs:
         """Return the pages written since the last call, and re-arm them; see `Tracker`."""
-        marked = np.flatnonzero(self._marks)
-        self._marks[marked] = 0
-        parts = [runs_of_pages(marked)]
+        parts = [take_marks(self._marks)]
         for watched in self._ranges:
             parts.extend(self._scan(watched))
         return merge_runs(*parts)

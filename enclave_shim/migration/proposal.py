@@ -31,7 +31,7 @@ def make_proposal(
     runs = coarse_runs(enclave.arena.resident_runs(), MAX_RESIDENT_RUNS)
     return Proposal(
         versions=SESSION_VERSIONS.as_pair(),
-        ciphers=supported_ciphers(aes_in_hardware={"aes", "pclmulqdq"} <= set(features)),
+        ciphers=supported_ciphers(aes_in_hardware={"aes", "pclmulqdq", "avx"} <= set(features)),
         arena_bytes=enclave.arena.size_bytes,
         resident_bytes=enclave.arena.resident_bytes(),
         cpu_features=list(features),

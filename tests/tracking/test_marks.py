@@ -1,0 +1,52 @@
+"""The runtime's page marks, taken while another process goes on marking."""
+
+import mmap
+import os
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from optmigd.enclave_shim.arena import pages_of_runs
+from optmigd.enclave_shim.tracker import take_marks
+
+PAGES = 1 << 20
+
+
+@pytest.fixture
+def marks() -> Iterator["np.ndarray[tuple[int], np.dtype[np.uint8]]"]:
+    """Marks that another process sets all the time."""
+    shared = mmap.mmap(-1, PAGES)
+    array = np.frombuffer(shared, dtype=np.uint8)
+    child = os.fork()
+    if child == 0:
+        while True:  # until it is killed
+            for at in range(0, PAGES, 4096):
+                shared[at] = 1
+    try:
+        yield array
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_marks_are_taken_while_they_are_set(
+    marks: "np.ndarray[tuple[int], np.dtype[np.uint8]]",
+) -> None:
+    taken: set[int] = set()
+    rounds_with_marks = 0
+    for _ in range(200):
+        pages = pages_of_runs(take_marks(marks)).tolist()
+        taken |= set(pages)
+        rounds_with_marks += bool(pages)
+    assert rounds_with_marks > 10
+    assert taken == set(range(0, PAGES, 4096))
+
+
+def test_a_taken_mark_is_cleared() -> None:
+    marks = np.zeros(100, dtype=np.uint8)
+    marks[[3, 4, 70]] = 1
+    assert pages_of_runs(take_marks(marks)).tolist() == [3, 4, 70]
+    assert not marks.any()
+    assert len(take_marks(marks)) == 0
