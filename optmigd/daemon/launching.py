@@ -53,7 +53,8 @@ async def launch(host: Host, params: Params) -> Params:
         "image_sha256": sha256,
         "image_bytes": image_bytes,
         "memory_bytes": memory_bytes,
-        "own_dir": param(params, "dir", str, ""),
+        "own_dir": param(params, "dir", str, ""),  # what the program sees, on every host
+        "own_dir_here": param(params, "dir", str, ""),
         "shared": texts(params, "shared"),
         "policy": policy,
     }

@@ -61,6 +61,12 @@ class Instance:
         """The program's output during this stay."""
         return self.directory / "output.log"
 
+    @property
+    def own_directory(self) -> Path:
+        """Where the enclave's own files are on this host."""
+        chosen = self.row.facts.get("own_dir_here")
+        return Path(chosen) if chosen else self.directory / "own"
+
     def live_agent(self) -> Agent:
         """Return the shim agent.
 

@@ -70,7 +70,7 @@ async def describe(host: Host, instance: Instance) -> Params:
         "exit_status": row.exit_status,
         "owner_generation": row.generation,
         "migration": None if record is None else record.summary(),
-        "dir": row.facts.get("own_dir", ""),
+        "dir": str(instance.own_directory),
         "blockers": live.get("blockers", []),
     }
 
