@@ -96,13 +96,12 @@ def stop_host(host: Host) -> None:
 def _end_agents(host: Host) -> None:
     """End what agents are left: they outlive their daemon, and a measurement must not."""
     for path in host.folder.glob("state/enclaves/*/agent.pid"):
-        with suppress(ProcessLookupError, ValueError):
-            pidfd = os.pidfd_open(int(path.read_text()))
+        with suppress(ProcessLookupError, FileNotFoundError, ValueError):  # it ended by itself
+            pid = int(path.read_text())
+            pidfd = os.pidfd_open(pid)
             try:
-                if (
-                    str(path.parent).encode()
-                    in Path(f"/proc/{path.read_text()}/cmdline").read_bytes()
-                ):
+                # The number may be another process's by now.
+                if str(path.parent).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)

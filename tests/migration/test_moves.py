@@ -85,35 +85,29 @@ def test_a_file_reader_and_writer_moves_with_its_directory(
     }
 
 
-def test_signals_timers_and_sleeps_survive_moves(
-    program: BuildProgram, pair: tuple[Host, Host], tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "argument", "moves", "longest_wait_s"),
+    [("signals", "150", 4, 0.1), ("mappings", "60000", 5, 0.2)],
+)
+def test_signals_timers_sleeps_and_mappings_survive_moves(
+    name: str,
+    argument: str,
+    moves: int,
+    longest_wait_s: float,
+    program: BuildProgram,
+    pair: tuple[Host, Host],
+    tmp_path: Path,
 ) -> None:
     seed = secrets.randbits(32)
     print(f"seed {seed}")
-    built = program("signals")
-    expected = native_run(built, ["150"], tmp_path / "native")
-    journey = Journey(pair, f"signals-{seed}", seed)
+    built = program(name)
+    expected = native_run(built, [argument], tmp_path / "native")
+    journey = Journey(pair, f"{name}-{seed}", seed)
     pair[0].client.launch(
-        built.image, enclave=journey.enclave, memory_bytes=256 << 20, args=["150"]
+        built.image, enclave=journey.enclave, memory_bytes=MEMORY_BYTES, args=[argument]
     )
-    for _ in range(4):
-        journey.move(0.1, verify=True)
-    assert journey.finish() == expected
-
-
-def test_mappings_survive_moves(
-    program: BuildProgram, pair: tuple[Host, Host], tmp_path: Path
-) -> None:
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
-    built = program("mappings")
-    expected = native_run(built, ["60000"], tmp_path / "native")
-    journey = Journey(pair, f"mappings-{seed}", seed)
-    pair[0].client.launch(
-        built.image, enclave=journey.enclave, memory_bytes=MEMORY_BYTES, args=["60000"]
-    )
-    for _ in range(5):
-        journey.move(0.2, verify=True)
+    for _ in range(moves):
+        journey.move(longest_wait_s, verify=True)
     assert journey.finish() == expected
 
 
