@@ -230,6 +230,10 @@ def _with_map(row: tuple[Any, ...]) -> tuple[Any, ...]:
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         path.touch(mode=0o600)
+        for suffix in ("", "-wal", "-shm"):
+            existing = path.with_name(path.name + suffix)
+            if existing.exists():
+                existing.chmod(0o600)  # restored from a backup, say: SQLite makes its own alike
         connection = sqlite3.connect(path, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
