@@ -32,7 +32,7 @@ async def adopt(host: Host) -> None:
 async def _adopt_one(host: Host, instance: Instance, row: MigrationRow | None) -> None:
     state = instance.row.state
     log = host.log.bind(enclave=instance.enclave)
-    if state in ("exited", "moved"):
+    if state in ("exited", "moved", "lost"):
         if row is not None:
             await _forget(host, row)
         leftover = await host.registry.adopt(instance)
