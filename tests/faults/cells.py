@@ -186,7 +186,7 @@ class Trial:
                 given_up = True
                 within(lambda: self.hosts.alpha.client.stop(self.enclave))
                 cell.caller += " (operator gave up)"
-            time.sleep(0.05)  # a poll: two daemons and their agents come to rest
+            time.sleep(0.1)  # a poll: two daemons and their agents come to rest
         cell.settle_s = time.monotonic() - begun_s
         states = {name: view["state"] if view else "" for name, view in views.items()}
         if "running" in states.values():
@@ -347,18 +347,20 @@ class Trial:
             cell.violations.append("it was lost")
 
     def _has_keeper(self) -> bool:
-        return any(
-            host.folder.glob(f"state/enclaves/{self.enclave}@*/agent.worker.pid")
-            for host in (self.hosts.alpha, self.hosts.beta)
-        )
+        pattern = f"*/state/enclaves/{self.enclave}@*/agent.worker.pid"
+        return any(self.hosts.folder.glob(pattern))
 
     def _wait(self, holds: Callable[[], bool], timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
         while not holds():
             if time.monotonic() > deadline:
                 return False
-            time.sleep(0.01)  # a poll: no event tells
+            time.sleep(0.03)  # a poll: no event tells
         return True
+
+
+def _brief(views: dict[str, View | None]) -> dict[str, str]:
+    return {name: str(view["state"]) if view else "absent" for name, view in views.items()}
 
 
 def run_cell(

@@ -8,6 +8,7 @@ from optmigd.enclave_shim.connection import Params, Server
 from optmigd.enclave_shim.migration.conversation import Conversation
 from optmigd.enclave_shim.process import Process
 from optmigd.protocol.handoff import Event, Migration
+from optmigd.protocol.session import Answer
 from tests.faults.gate import reach
 
 _STEPS = frozenset(
@@ -63,7 +64,8 @@ def wrap() -> None:
         return actions
 
     async def gated_send(self: Conversation, message: Any) -> None:
-        _here(f"sends {type(message).__name__}")
+        if not isinstance(message, Answer):  # just after OFFERED
+            _here(f"sends {type(message).__name__}")
         await send(self, message)
         if type(message).__name__ == "Ready":
             _here("has sent Ready")
@@ -72,8 +74,8 @@ def wrap() -> None:
         if event in _SENT:
             _here(f"says {event}")
         await say(self, event, params)
-        if event in _SENT:
-            _here(f"has said {event}")
+        if event == "resumed":
+            _here("has said resumed")
 
     def gated_release(self: Process) -> None:
         _here("makes itself unable to run")

@@ -21,7 +21,8 @@ DISK_FULL = "OPTMIGD_TEST_DISK_FULL"
 _SILENT = (messages.Session, messages.Query, messages.QueryResult, messages.QueryError)
 _METHODS = frozenset({"export", "receive", "add_stream", "cancel"})
 _EVENTS = frozenset({"token_delivered", "resumed_delivered"})
-_HEARD = frozenset({"state", "round", "release", "resumed", "ended"})
+_HEARD = frozenset({"round", "release", "resumed", "ended"})
+_STATES = frozenset({"active", "switchover"})
 _AFTER = ("Token", "Resumed")
 
 
@@ -72,9 +73,10 @@ def wrap_agents() -> None:
 
     async def gated_take(self: agents.Agent, message: agents.Event) -> None:
         event = message.get("event")
-        if event in _HEARD:
-            state = f" {message['params'].get('state')}" if event == "state" else ""
-            _here(f"hears {event}{state}")
+        if event == "state" and message["params"]["state"] in _STATES:
+            _here(f"hears state {message['params']['state']}")
+        elif event in _HEARD:
+            _here(f"hears {event}")
         await take(self, message)
 
     agents.Agent.request = gated_request  # type: ignore[method-assign]
