@@ -21,6 +21,7 @@ from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Instance
 from optmigd.protocol.errors import ChannelClosed, MigrationFailed, OptmigError, to_wire
 from optmigd.protocol.link import Abort, Finished, Offer
+from optmigd.protocol.recovery import asks_outcome, gives_way, stops_waiting
 
 REPORT_TIMEOUT_S = 30.0
 """How long the agent may take from running the program to its report."""
@@ -146,7 +147,7 @@ class IncomingMigration:
         one here is waiting for a link that has broken unnoticed, or is being destroyed already.
         One that may have been released does not give way.
         """
-        if not self._arrival.token_given and not self.owned:
+        if gives_way(token_given=self._arrival.token_given, owned=self.owned):
             self._arrival.aborted = True
             self._scope.cancel()
             await self._done.wait()
@@ -238,7 +239,7 @@ class IncomingMigration:
         while True:
             await trio.sleep(delay_s)
             delay_s = min(2 * delay_s, RESOLVE_LAST_S)
-            if self._arrival.token_given:
+            if not asks_outcome(token_given=self._arrival.token_given):
                 continue
             peer = self._host.peers.by_key(self._peer.key) or self._peer
             try:
@@ -246,7 +247,8 @@ class IncomingMigration:
             except OptmigError as error:
                 self._log.info("outcome_unknown", code=error.code, error=error.message)
                 continue
-            if answer.get("state") == "failed" and not self._arrival.token_given:
+            state = str(answer.get("state"))
+            if stops_waiting(state, token_given=self._arrival.token_given):
                 self._arrival.aborted = True
                 return
 

@@ -37,6 +37,7 @@ from optmigd.protocol.errors import (
     to_wire,
 )
 from optmigd.protocol.link import Finished
+from optmigd.protocol.recovery import must_deliver
 
 STOP_WITHDRAW_S = 5.0
 """How long a daemon that is told to stop waits for agents to resume their programs."""
@@ -135,7 +136,7 @@ class OutgoingMigration:
     @property
     def released(self) -> bool:
         """Whether the point of no return is past."""
-        return self._attempt.token is not None
+        return must_deliver(self._attempt.token)
 
     async def run(self) -> None:
         """Migrate; an error is kept in `error`.

@@ -23,6 +23,7 @@ from optmigd.daemon.journal import InstanceRow, Journal, MigrationRow
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.spawn import EnclaveUser, start_agent
 from optmigd.protocol.errors import EnclaveError, OptmigError, UnknownEnclave
+from optmigd.protocol.recovery import exit_ends_enclave
 
 LIVE_STATES = frozenset({"starting", "incoming", "running"})
 _ENCLAVE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -317,7 +318,8 @@ class Registry:
 
     async def exited(self, instance: Instance, status: int | None) -> None:
         """Journal that the program has ended here; None: nobody knows how."""
-        if instance.migration is not None and instance.migration.released:
+        activity = instance.migration
+        if activity is not None and not exit_ends_enclave(released=activity.released):
             return  # What runs now runs elsewhere; this end of the agent says nothing about it.
         instance.row.state = "exited"
         instance.row.exit_status = status
