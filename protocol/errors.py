@@ -182,6 +182,12 @@ class AlreadyReleased(MigrationError):
     code = "released"
 
 
+class Unconfirmed(MigrationError):
+    """A decision that cannot be taken back was asked for without its confirmation."""
+
+    code = "unconfirmed"
+
+
 class HostError(OptmigError):
     """Something about another host."""
 

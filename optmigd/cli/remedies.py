@@ -71,7 +71,9 @@ ERROR_REMEDIES: Mapping[str, str] = {
     "the daemons' logs",
     "uncertain": "do not start the enclave elsewhere: the hand-off is repeated until the "
     "destination confirms it. Get that host back; `optmigctl status ID` shows when it is settled",
-    "released": "the hand-off can only be completed; `optmigctl watch ID` shows it",
+    "released": "the hand-off can only be completed; `optmigctl watch ID` shows it, `optmigctl "
+    "recover ID` what can be done if the other host is gone",
+    "unconfirmed": "read what it means; if that is what you want, give --yes as well",
 }
 
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 Statement = tuple[str, tuple[Any, ...]]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS instances (
@@ -31,6 +31,8 @@ CREATE TABLE IF NOT EXISTS instances (
     exit_status INTEGER,
     came_from BLOB,
     moved_to BLOB,
+    since_s REAL NOT NULL,
+    migration_id BLOB,
     facts BLOB NOT NULL,
     PRIMARY KEY (enclave, number)
 ) STRICT;
@@ -45,6 +47,7 @@ CREATE TABLE IF NOT EXISTS migrations (
     started_s REAL NOT NULL,
     token BLOB,
     resumed BLOB,
+    released_s REAL NOT NULL,
     result BLOB NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS migrations_by_enclave ON migrations (enclave, started_s);
@@ -53,7 +56,11 @@ CREATE INDEX IF NOT EXISTS migrations_by_enclave ON migrations (enclave, started
 
 @dataclass
 class InstanceRow:
-    """One stay of an enclave on this host; `came_from` and `moved_to` are host keys."""
+    """One stay of an enclave on this host; `came_from` and `moved_to` are host keys.
+
+    `since_s` is the time of day since which the row's owner is the owner: this host, or the one
+    that the enclave was released to; `migration_id` is the migration that made it so.
+    """
 
     enclave: str
     number: int
@@ -62,12 +69,17 @@ class InstanceRow:
     exit_status: int | None = None
     came_from: bytes | None = None
     moved_to: bytes | None = None
+    since_s: float = 0.0
+    migration_id: bytes | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class MigrationRow:
-    """One migration in one role; `token` and `resumed` are sealed for the shims."""
+    """One migration in one role; `token` and `resumed` are sealed for the shims.
+
+    `released_s` is the time of day at which the source let go; 0: it has not.
+    """
 
     migration_id: bytes
     enclave: str
@@ -79,6 +91,7 @@ class MigrationRow:
     started_s: float
     token: bytes | None = None
     resumed: bytes | None = None
+    released_s: float = 0.0
     result: dict[str, Any] = field(default_factory=dict)
 
 
@@ -108,12 +121,12 @@ class Journal:
         """Insert or replace one stay of an enclave."""
         await self._write(_put_instance(row))
 
-    async def save_arrival(self, instance: InstanceRow, migration: MigrationRow) -> None:
-        """Write a stay and the migration that brought it, both or neither."""
+    async def save_handover(self, instance: InstanceRow, migration: MigrationRow) -> None:
+        """Write a stay and the migration that brought it or took it away, both or neither."""
         await self._write(_put_instance(instance), _put_migration(migration))
 
     async def delete_instance(self, enclave: str, number: int) -> None:
-        """Forget a stay that came to nothing."""
+        """Forget a stay; its migrations, which have the receipts, are kept."""
         await self._write(
             ("DELETE FROM instances WHERE enclave = ? AND number = ?", (enclave, number))
         )
@@ -130,6 +143,14 @@ class Journal:
     async def migration(self, migration_id: bytes) -> MigrationRow | None:
         """Return one migration, None if this host knows nothing of it."""
         rows = await self._read("SELECT * FROM migrations WHERE migration_id = ?", (migration_id,))
+        return _migration(rows[0]) if rows else None
+
+    async def last_migration(self, enclave: str) -> MigrationRow | None:
+        """Return the migration of an enclave that began last, however it ended."""
+        rows = await self._read(
+            "SELECT * FROM migrations WHERE enclave = ? ORDER BY started_s DESC LIMIT 1",
+            (enclave,),
+        )
         return _migration(rows[0]) if rows else None
 
     async def completed_migration(self, enclave: str) -> MigrationRow | None:
@@ -172,9 +193,11 @@ def _put_instance(row: InstanceRow) -> Statement:
         row.exit_status,
         row.came_from,
         row.moved_to,
+        row.since_s,
+        row.migration_id,
         msgspec.msgpack.encode(row.facts),
     )
-    return "INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?)", values
+    return "INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?,?,?)", values
 
 
 def _put_migration(row: MigrationRow) -> Statement:
@@ -189,9 +212,10 @@ def _put_migration(row: MigrationRow) -> Statement:
         row.started_s,
         row.token,
         row.resumed,
+        row.released_s,
         msgspec.msgpack.encode(row.result),
     )
-    return "INSERT OR REPLACE INTO migrations VALUES (?,?,?,?,?,?,?,?,?,?,?)", values
+    return "INSERT OR REPLACE INTO migrations VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", values
 
 
 def _migration(row: tuple[Any, ...]) -> MigrationRow:

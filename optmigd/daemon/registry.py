@@ -246,7 +246,7 @@ class Registry:
         if arrival is None:
             await self._journal.save_instance(instance.row)
         else:
-            await self._journal.save_arrival(instance.row, arrival)
+            await self._journal.save_handover(instance.row, arrival)
         if instance.agent is not None and instance.agent.exit_reported:
             await self.exited(instance, instance.agent.exit_status)
         self.announce_change()
@@ -257,11 +257,29 @@ class Registry:
             if older.row.generation < instance.row.generation:
                 await self.destroy(older)
 
-    async def moved(self, instance: Instance, peer_key: bytes) -> None:
-        """Journal that the enclave is owned by a peer now; `clear` must follow."""
-        instance.row.state = "moved"
-        instance.row.moved_to = peer_key
-        await self._journal.save_instance(instance.row)
+    async def moved(self, instance: Instance, departure: MigrationRow) -> None:
+        """Journal that a peer owns the enclave now, and the migration; `clear` must follow.
+
+        In one step: a crash must leave no stay that looks as if the program still ran here.
+        """
+        await self._depart(instance, "moved", departure)
+
+    async def lost(self, instance: Instance, departure: MigrationRow) -> None:
+        """Journal that the enclave was released and nobody delivers its token any more.
+
+        It may run at the peer or nowhere, and never again here: the agent is ended.
+        """
+        await self._depart(instance, "lost", departure)
+        if instance.agent is not None and not instance.agent.gone.is_set():
+            self._nursery.start_soon(instance.agent.shut_down)
+
+    async def _depart(self, instance: Instance, state: str, departure: MigrationRow) -> None:
+        row = instance.row
+        row.state = state
+        row.moved_to = departure.peer_key
+        row.since_s = departure.released_s
+        row.migration_id = departure.migration_id
+        await self._journal.save_handover(row, departure)
         self.announce_change()
 
     async def clear(self, instance: Instance) -> None:
