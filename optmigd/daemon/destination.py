@@ -258,9 +258,8 @@ class Arrival:
             return
         self.instance.row.since_s = now_s()
         self.instance.row.migration_id = self._row.migration_id
-        with trio.CancelScope(shield=True):
-            journaled = dataclasses.replace(self._row, resumed=confirmation)
-            await self._host.registry.running(self.instance, journaled)
+        journaled = dataclasses.replace(self._row, resumed=confirmation)
+        await self._host.registry.running(self.instance, journaled)
         self._row.resumed = confirmation
         self.owned = True
         self.instance.migration = None

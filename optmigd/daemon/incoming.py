@@ -318,4 +318,6 @@ class IncomingMigration:
     async def _save(self, state: str) -> None:
         self._row.state = state
         self._row.result = self.record.result() | {"receipt": self.record.report.get("receipt")}
-        await self._host.journal.save_migration(self._row)
+        await self._host.journal.write_soon(
+            self._host.nursery, lambda: self._host.journal.save_migration(self._row)
+        )

@@ -184,7 +184,7 @@ class Trial:
                 break
             if waited_s > OPERATOR_AFTER_S and not given_up and self._lost_after_release(views):
                 given_up = True
-                within(lambda: self.hosts.alpha.client.stop(self.enclave))
+                self._give_up()
                 cell.caller += " (operator gave up)"
             time.sleep(0.1)  # a poll: two daemons and their agents come to rest
         cell.settle_s = time.monotonic() - begun_s
@@ -211,7 +211,7 @@ class Trial:
         here = self.hosts.alpha if cell.outcome == "A" else self.hosts.beta
         there = self.hosts.other(here)
         try:
-            within(lambda: here.client.migrate(self.enclave, there.name))
+            within(lambda: here.client.migrate(self.enclave, there.name, downtime_limit_ms=5000))
         except (OptmigError, Stuck) as error:
             cell.violations.append(f"the retry failed: {error}")
         self.ledger.stop.touch()
@@ -244,7 +244,8 @@ class Trial:
 
     def _migrate(self) -> None:
         try:
-            self.hosts.alpha.client.migrate(self.enclave, "beta")
+            # One round on any machine: what matters here is where it stops, not how fast it is.
+            self.hosts.alpha.client.migrate(self.enclave, "beta", downtime_limit_ms=5000)
         except OptmigError as error:
             self._caller.append(error.code)
         else:
@@ -268,6 +269,11 @@ class Trial:
         programs = self.hosts.programs(self.enclave)
         return [pid for pid, name in programs.items() if name == host.name]
 
+    def _give_up(self) -> None:
+        """What an operator decides when the destination has lost what was released to it."""
+        client = self.hosts.alpha.client
+        within(lambda: client.recover(self.enclave, decision="give-up", confirmed=True))
+
     # ---- looking ----
 
     def _views(self) -> dict[str, View | None]:
@@ -287,6 +293,7 @@ class Trial:
             ("moved", "running"),
             ("exited", None),
             ("moved", "exited"),
+            ("lost", None),
             ("running", "running"),
         }
 

@@ -3,18 +3,23 @@
 Environment:
     CRASH_MATRIX_FILTER: a regular expression; only cells whose name matches are run.
     CRASH_MATRIX_WORKERS: how many cells run at the same time (default 2).
+    CRASH_MATRIX_SEED: run the cells in a random order, of this seed.
+    CRASH_MATRIX_MINUTES: begin no cell after so long.
+    CRASH_MATRIX_RESUME=1: leave out what an earlier run has found to be right, and keep it in the
+        table. Results are written after every cell.
 """
 
 import json
 import os
 import queue
+import random
 import re
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -97,9 +102,26 @@ def boundaries_of(folder: Path, program: Program) -> list[Boundary]:
 
 
 def run_cells(
-    folder: Path, program: Program, tasks: Sequence[Task], workers: int, results: Path
+    folder: Path,
+    program: Program,
+    tasks: Sequence[Task],
+    workers: int,
+    results: Path,
+    keep: Callable[[Cell], None] = lambda cell: None,
+    minutes: float = float("inf"),
 ) -> list[Cell]:
-    """Run cells, some at the same time; those that break a rule leave their logs in `results`."""
+    """Run cells, some at the same time; those that break a rule leave their logs in `results`.
+
+    Args:
+        folder: for the hosts, with a short path.
+        program: built from `ledger.c`.
+        tasks: boundaries and faults.
+        workers: how many at the same time.
+        results: for the logs of daemons and agents.
+        keep: called after each cell, by one thread at a time.
+        minutes: begin no cell after so long.
+    """
+    until_s = time.monotonic() + 60 * minutes
     todo: queue.SimpleQueue[tuple[int, Task]] = queue.SimpleQueue()
     for number, task in enumerate(tasks):
         todo.put((number, task))
@@ -110,7 +132,7 @@ def run_cells(
     def work(worker: int) -> None:
         workplace = Workplace(folder / f"w{worker}")
         try:
-            while not errors:
+            while not errors and time.monotonic() < until_s:
                 try:
                     number, (boundary, faults) = todo.get_nowait()
                 except queue.Empty:
@@ -118,6 +140,7 @@ def run_cells(
                 cell = run_cell(workplace.hosts(), program, f"c{number}", boundary, faults)
                 with lock:
                     done.append(cell)
+                    keep(cell)
                     said = "; ".join(cell.violations) or "ok"
                     print(
                         f"[{len(done)}/{len(tasks)}] {cell.name}: {cell.outcome} "
@@ -140,18 +163,19 @@ def run_cells(
         thread.join()
     if errors:
         raise errors[0]
-    order = {task: number for number, task in enumerate(tasks)}
-    return sorted(done, key=lambda cell: order[(cell.boundary, cell.faults)])
+    return done
 
 
-def table(cells: Sequence[Cell]) -> str:
-    """One row a boundary, one column a fault; see docs/crash-matrix.md."""
+def table(cells: Sequence[Cell], boundaries: Sequence[Boundary]) -> str:
+    """One row a boundary, in their order, one column a fault; see docs/crash-matrix.md."""
+    order = {boundary: number for number, boundary in enumerate(boundaries)}
     rows: dict[Boundary, dict[str, str]] = {}
     for cell in cells:
         mark = {"dead": "x", "not reached": "?"}.get(cell.outcome, cell.outcome)
         if cell.violations:
             mark += "!"
         rows.setdefault(cell.boundary, {})["+".join(cell.faults)] = mark
+    rows = dict(sorted(rows.items(), key=lambda row: order.get(row[0], len(order))))
     columns = [fault for fault in FAULTS if any(fault in row for row in rows.values())]
     width = max(len(str(boundary)) for boundary in rows)
     lines = [" " * width + "".join(f"{SHORT[fault]:>5}" for fault in columns)]
@@ -161,41 +185,69 @@ def table(cells: Sequence[Cell]) -> str:
     return "\n".join(lines)
 
 
+class Results:
+    """The cells so far, on disk: a run that is ended early has its results."""
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self._path = path
+        self._begun_s = time.monotonic()
+        self._took_s = 0.0
+        self.cells: dict[tuple[Boundary, tuple[str, ...]], Cell] = {}
+        if resume and path.exists():
+            earlier = json.loads(path.read_text())
+            self._took_s = earlier["took_s"]
+            for found in earlier["cells"]:
+                boundary, faults = Boundary(**found.pop("boundary")), tuple(found.pop("faults"))
+                self.cells[(boundary, faults)] = Cell(boundary, faults, **found)
+
+    @property
+    def took_s(self) -> float:
+        """The time of all runs together."""
+        return self._took_s + time.monotonic() - self._begun_s
+
+    def right(self, task: Task) -> bool:
+        """Whether this cell was run and broke no rule."""
+        return task in self.cells and not self.cells[task].violations
+
+    def keep(self, cell: Cell) -> None:
+        """Add a cell, and write all."""
+        self.cells[(cell.boundary, cell.faults)] = cell
+        content = {"took_s": self.took_s, "cells": [asdict(c) for c in self.cells.values()]}
+        self._path.write_text(json.dumps(content, indent=1))
+
+
 def main() -> int:
     """Run the matrix; 0 if no cell broke a rule."""
     wanted = re.compile(os.environ.get("CRASH_MATRIX_FILTER", ""))
     workers = int(os.environ.get("CRASH_MATRIX_WORKERS", "2"))
+    minutes = float(os.environ.get("CRASH_MATRIX_MINUTES", "inf"))
     RESULTS.mkdir(exist_ok=True)
-    shutil.rmtree(RESULTS / "crash-matrix-logs", ignore_errors=True)
-    begun_s = time.monotonic()
+    resume = bool(os.environ.get("CRASH_MATRIX_RESUME"))
+    results = Results(RESULTS / "crash-matrix.json", resume=resume)
     with tempfile.TemporaryDirectory(prefix="optmigd-") as name:
         folder = Path(name)
         program = build(PROGRAM, folder)
         boundaries = boundaries_of(folder / "b", program)
-        tasks: list[Task] = [
-            (boundary, (fault,))
-            for boundary in boundaries
-            for fault in FAULTS
-            if wanted.search(f"{boundary} x {fault}")
-        ]
-        print(f"{len(boundaries)} boundaries, {len(FAULTS)} faults, {len(tasks)} cells", flush=True)
-        cells = run_cells(folder, program, tasks, workers, RESULTS)
-    took_s = time.monotonic() - begun_s
-    text = table(cells)
+        every = [(boundary, (fault,)) for boundary in boundaries for fault in FAULTS]
+        tasks = [t for t in every if wanted.search(f"{t[0]} x {t[1][0]}") and not results.right(t)]
+        if seed := os.environ.get("CRASH_MATRIX_SEED"):
+            random.Random(int(seed)).shuffle(tasks)
+        print(f"{len(boundaries)} boundaries x {len(FAULTS)} faults = {len(every)} cells; ", end="")
+        print(f"{len(tasks)} of them now", flush=True)
+        run_cells(folder, program, tasks, workers, RESULTS, results.keep, minutes)
+    cells = list(results.cells.values())
+    if not cells:
+        print("no cell has such a name")
+        return 2
+    text = table(cells, boundaries)
     broken = [cell for cell in cells if cell.violations]
     applied = [cell for cell in cells if cell.outcome != "-"]
     print(text)
     print(f"{len(cells)} cells, {len(applied)} with a fault that found something to harm; ", end="")
-    print(f"{len(broken)} broke a rule; {took_s:.0f} s in all")
+    print(f"{len(broken)} broke a rule; {results.took_s:.0f} s in all")
     for cell in broken:
         print(f"  {cell.name}: {'; '.join(cell.violations)}")
     (RESULTS / "crash-matrix.txt").write_text(text + "\n")
-    found = [
-        asdict(cell) | {"boundary": str(cell.boundary), "name": cell.name} for cell in cells
-    ]
-    (RESULTS / "crash-matrix.json").write_text(
-        json.dumps({"took_s": took_s, "cells": found}, indent=1)
-    )
     return 1 if broken else 0
 
 

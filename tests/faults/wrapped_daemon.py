@@ -36,7 +36,8 @@ def wrap_link() -> None:
 
     async def gated_send(self: link.Link, message: messages.LinkMessage) -> None:
         if isinstance(message, _SILENT):
-            return await send(self, message)
+            await send(self, message)
+            return
         name = type(message).__name__
         _here(f"sends {name}")
         await send(self, message)
@@ -91,8 +92,7 @@ def wrap_journal() -> None:
     async def gated_write(self: journal.Journal, *statements: journal.Statement) -> None:
         name = ", ".join(_describe(statement) for statement in statements)
         _here(f"writes {name}")
-        full = os.environ.get(DISK_FULL)
-        if full is not None and Path(full).exists():
+        if _disk_is_full():
             await self._run(lambda: _leave_no_room(self))
             try:
                 await write(self, _ballast(), *statements)
@@ -103,6 +103,11 @@ def wrap_journal() -> None:
         _here(f"has written {name}")
 
     journal.Journal._write = gated_write  # type: ignore[method-assign]
+
+
+def _disk_is_full() -> bool:
+    path = os.environ.get(DISK_FULL)
+    return path is not None and Path(path).exists()
 
 
 def _describe(statement: journal.Statement) -> str:
@@ -134,9 +139,8 @@ def main() -> None:
     wrap_link()
     wrap_agents()
     wrap_journal()
-    service.AGENT_COMMAND = (  # type: ignore[misc]
-        *(sys.executable, "-P", "-m", "tests.faults.wrapped_agent"),
-    )
+    command = (sys.executable, "-P", "-m", "tests.faults.wrapped_agent")
+    setattr(service, "AGENT_COMMAND", command)  # noqa: B010
     serve.main()
 
 
