@@ -1,8 +1,8 @@
 """The two ends of the gate: processes under test report where they are, and wait to be let on.
 
-A wrapped process (`wrapped_daemon`, `wrapped_agent`) calls `reach` at every boundary. It then stands
-still as a whole until the harness answers: the event loop is blocked, no other thread of it works
-for a migration at that moment. The harness's end is `Gate`.
+A wrapped process (`wrapped_daemon`, `wrapped_agent`) calls `reach` at every boundary. Its event
+loop then stands still until the harness answers: nothing is received, decided or sent meanwhile.
+The harness's end is `Gate`.
 """
 
 import json

@@ -1,7 +1,6 @@
 """`optmigd` with a gate at every message and journal write; the code under test is the real one.
 
-While the file named by OPTMIGD_TEST_DISK_FULL exists, SQLite is out of space: every write
-transaction begins with a row that does not fit, so the error and the roll-back are SQLite's own.
+While the file named by OPTMIGD_TEST_DISK_FULL exists, the journal's disk is full.
 """
 
 import os
@@ -13,6 +12,7 @@ from optmigd.cli import serve
 from optmigd.daemon import agents, journal, link, service
 from optmigd.protocol import link as messages
 from tests.faults.gate import reach
+from tests.support.full_disk import fills_up
 
 DISK_FULL = "OPTMIGD_TEST_DISK_FULL"
 
@@ -86,26 +86,19 @@ def wrap_agents() -> None:
 
 
 def wrap_journal() -> None:
-    """Gates before and after every write transaction."""
-    write = journal.Journal._write
+    """Gates before and after every write transaction; the disk fills up on demand."""
+    write = fills_up(_disk_is_full)
 
     async def gated_write(self: journal.Journal, *statements: journal.Statement) -> None:
         name = ", ".join(_describe(statement) for statement in statements)
         _here(f"writes {name}")
-        if _disk_is_full():
-            await self._run(lambda: _leave_no_room(self))
-            try:
-                await write(self, _ballast(), *statements)
-            finally:
-                await self._run(lambda: _give_room_back(self))
-        else:
-            await write(self, *statements)
+        await write(self, *statements)
         _here(f"has written {name}")
 
     journal.Journal._write = gated_write  # type: ignore[method-assign]
 
 
-def _disk_is_full() -> bool:
+def _disk_is_full(_journal: Path) -> bool:
     path = os.environ.get(DISK_FULL)
     return path is not None and Path(path).exists()
 
@@ -118,20 +111,6 @@ def _describe(statement: journal.Statement) -> str:
         return f"instance {values[2]}"
     known = [name for name, value in (("token", values[8]), ("resumed", values[9])) if value]
     return " ".join(["migration", values[6], *(f"with {name}" for name in known)])
-
-
-def _ballast() -> journal.Statement:
-    row = journal.MigrationRow(b"ballast", "", 0, "", b"", 0, "failed", 0.0, bytes(1 << 20))
-    return journal._put_migration(row)
-
-
-def _leave_no_room(self: journal.Journal) -> None:
-    (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
-    self._connection.execute(f"PRAGMA max_page_count = {pages}")
-
-
-def _give_room_back(self: journal.Journal) -> None:
-    self._connection.execute("PRAGMA max_page_count = 4294967294")
 
 
 def main() -> None:
