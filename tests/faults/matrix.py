@@ -159,8 +159,13 @@ def run_cells(
     threads = [threading.Thread(target=work, args=(worker,)) for worker in range(workers)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt as error:
+        errors.append(error)  # the cells under way are brought to their end
+        for thread in threads:
+            thread.join()
     if errors:
         raise errors[0]
     return done
