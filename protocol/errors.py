@@ -188,6 +188,12 @@ class Unconfirmed(MigrationError):
     code = "unconfirmed"
 
 
+class JournalFailed(OptmigError):
+    """The daemon's journal could not be written: a full disk, most likely."""
+
+    code = "journal"
+
+
 class HostError(OptmigError):
     """Something about another host."""
 

@@ -67,6 +67,7 @@ ERROR_REMEDIES: Mapping[str, str] = {
     "timeout": "raise --timeout, --downtime-limit or --max-bandwidth; the enclave runs on where it "
     "was",
     "failed": "the enclave runs on where it was; the daemons' logs on both hosts say more",
+    "journal": "make room on the disk of the state directory, or see what is wrong with it",
     "channel-closed": "the enclave runs on where it was; see the network between the hosts, and "
     "the daemons' logs",
     "uncertain": "do not start the enclave elsewhere: the hand-off is repeated until the "

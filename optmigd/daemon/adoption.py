@@ -11,6 +11,7 @@ from optmigd.daemon.journal import MigrationRow
 from optmigd.daemon.outgoing import OutgoingMigration
 from optmigd.daemon.registry import Instance
 from optmigd.protocol.errors import OptmigError
+from optmigd.protocol.recovery import Fate, closing_state, fate_at_start
 
 
 async def adopt(host: Host) -> None:
@@ -32,17 +33,16 @@ async def adopt(host: Host) -> None:
 async def _adopt_one(host: Host, instance: Instance, row: MigrationRow | None) -> None:
     state = instance.row.state
     log = host.log.bind(enclave=instance.enclave)
-    if state in ("exited", "moved", "lost"):
+    agent = await host.registry.adopt(instance)
+    fate = fate_at_start(state, row, agent_alive=agent is not None)
+    if fate is Fate.LEFTOVER:
         if row is not None:
             await _forget(host, row)
-        leftover = await host.registry.adopt(instance)
-        if leftover is not None:
-            host.registry.supervise(leftover)
+        if agent is not None:
+            host.registry.supervise(agent)
             host.nursery.start_soon(_end_leftover, host, instance)
         return
-    agent = await host.registry.adopt(instance)
-    if state == "starting" or (state == "incoming" and (row is None or agent is None)):
-        # Nobody was ever told that it exists.
+    if fate is Fate.REMOVE:
         if agent is not None:
             host.registry.supervise(agent)
         if row is not None:
@@ -57,7 +57,7 @@ async def _adopt_one(host: Host, instance: Instance, row: MigrationRow | None) -
         log.info("agent_adopted", pid=agent.process.pid)
         if state == "running":
             host.nursery.start_soon(_ask_whether_exited, host, instance)
-    elif row is None or row.token is None:
+    elif fate is Fate.LOST:
         log.warning("agent_gone", state=state)
         await host.registry.exited(instance, None)
 
@@ -104,5 +104,5 @@ async def _ask_whether_exited(host: Host, instance: Instance) -> None:
 
 async def _forget(host: Host, row: MigrationRow) -> None:
     """Close the record of a migration of which nothing is left."""
-    row.state = "completed" if row.resumed is not None else "failed"
-    await host.journal.save_migration(row)
+    row.state = closing_state(row)
+    await host.journal.write_soon(host.nursery, lambda: host.journal.save_migration(row))

@@ -42,6 +42,7 @@ from optmigd.protocol.link import (
     Token,
     fit_blockers,
 )
+from optmigd.protocol.recovery import heeds_abort, may_be_released, takes_token
 
 
 class Arrival:
@@ -76,14 +77,13 @@ class Arrival:
     @property
     def may_be_released(self) -> bool:
         """Whether the source may have let go of the enclave in favour of this agent."""
-        return (
-            not self._record.dry_run
-            and not self.aborted
-            and self.ended is None
-            and (self.token_given or self._record.state == "switchover")
-            and self.instance is not None
-            and self.instance.agent is not None
-            and not self.instance.agent.gone.is_set()
+        agent = self.instance.agent if self.instance is not None else None
+        return not self._record.dry_run and may_be_released(
+            ready_possible=self._record.state == "switchover",
+            token_given=self.token_given,
+            aborted=self.aborted,
+            ended=self.ended is not None,
+            agent_alive=agent is not None and not agent.gone.is_set(),
         )
 
     async def admit(self, link: Link, offer: Offer, activity: Activity) -> bool:
@@ -144,7 +144,7 @@ class Arrival:
             OptmigError: the agent cannot be reached.
         """
         agent = self._live_agent()
-        if self.aborted:
+        if not takes_token(aborted=self.aborted):
             raise MigrationFailed("the source has ended this migration: its token comes too late")
         self.token_given = True
         params = {"migration_id": self._row.migration_id, "payload": token}
@@ -237,7 +237,7 @@ class Arrival:
                 await agent.notify("session", params)
             elif isinstance(message, Token):
                 await self.give_token(message.payload)
-            elif isinstance(message, Abort) and not self.token_given:
+            elif isinstance(message, Abort) and heeds_abort(token_given=self.token_given):
                 self.aborted = True
                 raise refusal(message, self._peer)
             elif not isinstance(message, Finished):
@@ -258,9 +258,8 @@ class Arrival:
             return
         self.instance.row.since_s = now_s()
         self.instance.row.migration_id = self._row.migration_id
-        with trio.CancelScope(shield=True):
-            journaled = dataclasses.replace(self._row, resumed=confirmation)
-            await self._host.registry.running(self.instance, journaled)
+        journaled = dataclasses.replace(self._row, resumed=confirmation)
+        await self._host.registry.running(self.instance, journaled)
         self._row.resumed = confirmation
         self.owned = True
         self.instance.migration = None

@@ -28,6 +28,7 @@ from optmigd.protocol.errors import (
     to_wire,
 )
 from optmigd.protocol.link import Abort, Finished, Offer
+from optmigd.protocol.recovery import asks_outcome, gives_way, stops_waiting
 
 REPORT_TIMEOUT_S = 30.0
 """How long the agent may take from running the program to its report."""
@@ -160,7 +161,7 @@ class IncomingMigration:
         one here is waiting for a link that has broken unnoticed, or is being destroyed already.
         One that may have been released does not give way.
         """
-        if not self._arrival.token_given and not self.owned:
+        if gives_way(token_given=self._arrival.token_given, owned=self.owned):
             error = MigrationFailed(f"host {self._peer.name} has begun another one")
             await self._give_way(error)
 
@@ -276,7 +277,7 @@ class IncomingMigration:
         while True:
             await trio.sleep(delay_s)
             delay_s = min(2 * delay_s, RESOLVE_LAST_S)
-            if self._arrival.token_given:
+            if not asks_outcome(token_given=self._arrival.token_given):
                 continue
             peer = self._host.peers.by_key(self._peer.key) or self._peer
             try:
@@ -284,7 +285,8 @@ class IncomingMigration:
             except OptmigError as error:
                 self._log.info("outcome_unknown", code=error.code, error=error.message)
                 continue
-            if answer.get("state") == "failed" and not self._arrival.token_given:
+            state = str(answer.get("state"))
+            if stops_waiting(state, token_given=self._arrival.token_given):
                 self._arrival.aborted = True
                 return
 
@@ -316,4 +318,6 @@ class IncomingMigration:
     async def _save(self, state: str) -> None:
         self._row.state = state
         self._row.result = self.record.result() | {"receipt": self.record.report.get("receipt")}
-        await self._host.journal.save_migration(self._row)
+        await self._host.journal.write_soon(
+            self._host.nursery, lambda: self._host.journal.save_migration(self._row)
+        )

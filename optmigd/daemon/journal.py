@@ -3,22 +3,31 @@
 SQLite in WAL mode with synchronous=FULL: a write that has returned is on disk. That is what lets
 the daemon say 'journaled' before it sends a release token, and before it confirms that an enclave
 has been taken over. SQLite blocks, so every statement runs in a worker thread, one at a time.
+
+A disk may be full. What has not happened yet is refused then: the write fails, and the migration
+with it. What has happened cannot be refused any more: `insist` writes it again until it is written,
+and whatever must come after it (sending a token, confirming an arrival) waits.
 """
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 import trio
 
-from optmigd.protocol.errors import ConfigError
+from optmigd.protocol.errors import ConfigError, JournalFailed
 
 T = TypeVar("T")
 
 Statement = tuple[str, tuple[Any, ...]]
+Write = Callable[[], Awaitable[None]]
+
+INSIST_FIRST_S = 0.1
+INSIST_LAST_S = 2.0
 
 SCHEMA_VERSION = 2
 
@@ -96,12 +105,16 @@ class MigrationRow:
 
 
 class Journal:
-    """The daemon's memory on disk. Every method returns when its write is durable."""
+    """The daemon's memory on disk. Every method returns when its write is durable.
+
+    A write raises `JournalFailed` where the disk does not take it; then nothing of it is there.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         """Use `open`."""
         self._connection = connection
         self._one_at_a_time = trio.CapacityLimiter(1)
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
     @classmethod
     async def open(cls, path: Path) -> "Journal":
@@ -116,6 +129,35 @@ class Journal:
         """Close the file. Nothing is lost without it."""
         with trio.CancelScope(shield=True):
             await self._run(self._connection.close)
+
+    async def insist(self, write: Write) -> None:
+        """Write what has happened already, again and again until the disk takes it.
+
+        Args:
+            write: a write of this journal.
+
+        Cancelled, it was written or not; a write under way is not torn.
+        """
+        delay_s = INSIST_FIRST_S
+        while True:
+            try:
+                with trio.CancelScope(shield=True):
+                    return await write()
+            except JournalFailed as error:
+                self._log.error("journal_write_failed", error=error.message, retry_in_s=delay_s)
+            await trio.sleep(delay_s)
+            delay_s = min(2 * delay_s, INSIST_LAST_S)
+
+    async def write_soon(self, nursery: trio.Nursery, write: Write) -> None:
+        """Write what nobody waits for: now, or in a task of `nursery` when the disk takes it.
+
+        Left out by a crash meanwhile, it must be what the next daemon finds out by itself.
+        """
+        try:
+            await write()
+        except JournalFailed as error:
+            self._log.error("journal_write_failed", error=error.message)
+            nursery.start_soon(self.insist, write)
 
     async def save_instance(self, row: InstanceRow) -> None:
         """Insert or replace one stay of an enclave."""
@@ -175,7 +217,10 @@ class Journal:
                 for statement, values in statements:
                     self._connection.execute(statement, values)
 
-        await self._run(write)
+        try:
+            await self._run(write)
+        except sqlite3.Error as error:
+            raise JournalFailed(f"the journal cannot be written: {error}") from error
 
     async def _read(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         return await self._run(lambda: self._connection.execute(statement, values).fetchall())
@@ -245,9 +290,10 @@ def _connect(path: Path) -> sqlite3.Connection:
                 "start the optmigd that wrote it, or choose another state directory",
                 path=str(path),
             )
-        connection.executescript(_SCHEMA)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        connection.commit()
+        if version == 0:  # not otherwise: a daemon must be able to start on a full disk
+            connection.executescript(_SCHEMA)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.commit()
     except (sqlite3.Error, OSError) as error:
         raise ConfigError(
             f"the journal {path} cannot be opened: {error}; it must be a file that this user "

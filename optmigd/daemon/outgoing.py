@@ -37,6 +37,7 @@ from optmigd.protocol.errors import (
     to_wire,
 )
 from optmigd.protocol.link import Finished
+from optmigd.protocol.recovery import must_deliver
 
 STOP_WITHDRAW_S = 5.0
 """How long a daemon that is told to stop waits for agents to resume their programs."""
@@ -140,7 +141,7 @@ class OutgoingMigration:
     @property
     def released(self) -> bool:
         """Whether the point of no return is past."""
-        return self._attempt.token is not None
+        return must_deliver(self._attempt.token)
 
     @property
     def released_s(self) -> float:
@@ -252,11 +253,11 @@ class OutgoingMigration:
                 self._instance.last_migration = self.record
 
     async def _run_new(self) -> None:
-        if not self.record.dry_run:
-            await self._save("active")
         error: OptmigError | None = None
         with self._scope:
             try:
+                if not self.record.dry_run:
+                    await self._save("active")
                 await self._attempt.run()
             except OptmigError as found:
                 error = found
@@ -307,7 +308,7 @@ class OutgoingMigration:
         state = "cancelled" if isinstance(error, MigrationCancelled) else "failed"
         await self._conclude(state, error)
         if not self.record.dry_run:
-            await self._save(state)
+            await self._host.journal.write_soon(self._host.nursery, lambda: self._save(state))
 
     async def _conclude(self, state: str, error: OptmigError) -> None:
         """Tell everyone but the journal."""
@@ -320,12 +321,11 @@ class OutgoingMigration:
         """Conclude a migration whose enclave was released: deliver until it is confirmed."""
         self._row.token = self._attempt.token
         self._row.released_s = self._row.released_s or now_s()
-        with trio.CancelScope(shield=True):
-            await self._save("active")
         self._uncertain_at = self._when_uncertain()
         self._released.set()
         self._log.info("enclave_released")
         self.record.set_state("switchover")
+        await self._host.journal.insist(lambda: self._save("active"))
         with self._delivery_scope:
             async with open_flat_nursery() as nursery:
                 if self._instance.agent is not None:
@@ -338,8 +338,7 @@ class OutgoingMigration:
         self.record.report = mapping((self._attempt.ended or {}).get("report") or {}, "report")
         self.record.finish("completed")
         self._fill_row("completed")
-        with trio.CancelScope(shield=True):
-            await self._host.registry.moved(self._instance, self._row)
+        await self._host.registry.moved(self._instance, self._row)
         self._log.info("migration_completed", downtime_ms=self.record.report.get("downtime_ms"))
         if self._attempt.link is not None:
             try:
@@ -390,8 +389,7 @@ class OutgoingMigration:
         )
         self._leave()
         self._fill_row("failed")
-        with trio.CancelScope(shield=True):
-            await self._host.registry.lost(self._instance, self._row)
+        await self._host.registry.lost(self._instance, self._row)
 
     def _why_cancelled(self) -> OptmigError:
         if self._cancel_asked:

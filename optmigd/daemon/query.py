@@ -31,6 +31,7 @@ from optmigd.protocol.link import (
     Redeliver,
     Resumed,
 )
+from optmigd.protocol.recovery import answer_outcome, stored_confirmation
 
 _KNOWN = {
     "ping": frozenset[str](),
@@ -87,17 +88,13 @@ async def _confirmation(host: Host, link: Link, again: Redeliver) -> bytes:
     if incoming is not None and incoming.peer_key == link.peer.key:
         return await incoming.redeliver(again.payload)
     row = await host.journal.migration(again.migration_id)
-    if (
-        row is None
-        or row.role != "destination"
-        or row.peer_key != link.peer.key
-        or row.resumed is None
-    ):
+    stored = stored_confirmation(row, link.peer.key)
+    if stored is None:
         raise MigrationFailed(
             f"host {host.name} has nothing that this token could start: the enclave was lost here "
             "or never arrived"
         )
-    return row.resumed
+    return stored
 
 
 async def _answer(host: Host, link: Link, query: Query) -> None:
@@ -188,10 +185,4 @@ async def _logs(host: Host, link: Link, enclave: str, params: Params) -> Params:
 async def _outcome(host: Host, link: Link, migration_id: bytes) -> Params:
     """Tell a destination whether a token may still come."""
     row = await host.journal.migration(migration_id)
-    if row is None or row.role != "source" or row.peer_key != link.peer.key:
-        return {"state": "failed"}
-    if row.state == "completed":
-        return {"state": "completed"}
-    if row.state in ("failed", "cancelled"):
-        return {"state": "failed"}
-    return {"state": "pending" if row.token is None else "released"}
+    return {"state": answer_outcome(row, link.peer.key).value}

@@ -291,6 +291,7 @@ class Agent:
             stream.close()
         self.migrating = False
         ended = {"outcome": outcome, "error": error, "report": report}
+        self.daemon.repeated["ended"] = {"migration_id": self.migration_id, **ended}
         await self.daemon.tell("ended", {"migration_id": self.migration_id, **ended})
 
     async def _enter(self, state: str, mine: Params) -> None:

@@ -1,0 +1,105 @@
+"""The shim agent with a gate at every step of the hand-off; the code under test is the real one.
+
+The keeper is left as it is: the gates are put in where it forks the agent.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from optmigd.enclave_shim.__main__ import main as keeper_main
+from optmigd.enclave_shim.kept import Inheritance
+from tests.faults.gate import reach
+
+_STEPS = frozenset(
+    [
+        "ACCEPTED",
+        "ROUND_DONE",
+        "CONVERGED",
+        "QUIESCED",
+        "MANIFEST_SENT",
+        "READY_EQUAL",
+        "TOKEN_MADE",
+        "RESUMED_RECEIVED",
+        "OFFERED",
+        "ROUND_RECEIVED",
+        "MANIFEST_EQUAL",
+        "PREPARED",
+        "TOKEN_ACCEPTED",
+        "RUNNING",
+    ]
+)
+_AFTER = frozenset(
+    ["READY_EQUAL", "TOKEN_MADE", "RESUMED_RECEIVED", "PREPARED", "TOKEN_ACCEPTED", "RUNNING"]
+)
+_SENT = frozenset({"release", "resumed", "ended"})
+
+
+def _here(name: str) -> None:
+    reach("agent", name)
+
+
+def wrap() -> None:
+    """Gates at transitions, messages of the session, notes, the release, words to the daemon."""
+    from optmigd.enclave_shim.connection import Params, Server
+    from optmigd.enclave_shim.migration.conversation import Conversation
+    from optmigd.enclave_shim.process import Process
+    from optmigd.enclave_shim.remembered import Memory
+    from optmigd.protocol.handoff import Event, Migration
+    from optmigd.protocol.session import Answer
+
+    handle, send, say = Migration.handle, Conversation.send, Server.send
+    release, write = Process.release, Memory.note_migration
+
+    def gated_handle(self: Migration, event: Event) -> Any:
+        if event.name in _STEPS:
+            _here(f"before {event.name}")
+        actions = handle(self, event)
+        if event.name in _AFTER:
+            _here(f"after {event.name}")
+        return actions
+
+    async def gated_send(self: Conversation, message: Any) -> None:
+        if not isinstance(message, Answer):  # just after OFFERED
+            _here(f"sends {type(message).__name__}")
+        await send(self, message)
+        if type(message).__name__ == "Ready":
+            _here("has sent Ready")
+
+    async def gated_say(self: Server, event: str, params: Params) -> None:
+        if event in _SENT:
+            _here(f"says {event}")
+        await say(self, event, params)
+        if event == "resumed":
+            _here("has said resumed")
+
+    def gated_release(self: Process) -> None:
+        _here("makes itself unable to run")
+        release(self)
+
+    def gated_note(self: Memory, note: Any, *, generation: int = 0) -> None:
+        name = type(note).__name__
+        if getattr(note, "confirmation", b""):
+            name += " with confirmation"
+        _here(f"notes {name}")
+        write(self, note, generation=generation)
+        if name != "UnderWay":
+            _here(f"has noted {name}")
+
+    Migration.handle = gated_handle  # type: ignore[method-assign]
+    Conversation.send = gated_send  # type: ignore[method-assign]
+    Server.send = gated_say  # type: ignore[method-assign]
+    Process.release = gated_release  # type: ignore[method-assign]
+    Memory.note_migration = gated_note  # type: ignore[method-assign]
+
+
+def agent(inheritance: Inheritance) -> int:
+    """What the keeper forks; the instance's directory is the working directory."""
+    from optmigd.enclave_shim import worker
+
+    wrap()
+    return worker.main(Path.cwd(), None, inheritance)
+
+
+if __name__ == "__main__":
+    sys.exit(keeper_main(work=agent))
