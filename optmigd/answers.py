@@ -36,7 +36,7 @@ class Status(TypedDict):
     """One enclave; `migration` is the state of one under way or of the last one, or None."""
 
     enclave: str
-    state: Literal["running", "migrating", "exited", "moved"]
+    state: Literal["running", "migrating", "exited", "moved", "lost"]
     host: str
     platform: str
     measurement: str
@@ -55,6 +55,57 @@ class Exit(TypedDict):
 
     exit_status: int
     host: NotRequired[str]
+
+
+class Owner(TypedDict):
+    """Who may run an enclave; `since` as in ISO 8601, `since_s` in seconds since 1970.
+
+    Both, and `migration_id`, are None where they are not known; an enclave that was launched where
+    it is has no `migration_id`. `certain` is whether the owner itself has said so.
+    """
+
+    enclave: str
+    owner: str
+    owner_key: str
+    state: Literal["running", "exited", "released", "incoming", "moved", "lost"]
+    owner_generation: int
+    since: str | None
+    since_s: float | None
+    migration_id: str | None
+    certain: bool
+    according_to: str
+    asked: list[str]
+    unreachable: list[str]
+
+
+class Choice(TypedDict):
+    """One thing that may be done about a migration, the command for it, and what it means."""
+
+    choice: Literal["wait", "cancel", "give-up", "discard"]
+    command: str
+    meaning: str
+
+
+class Recovery(TypedDict):
+    """A migration as both its hosts know it; `there` is None if the other one did not answer."""
+
+    migration_id: str
+    enclave: str
+    role: Literal["source", "destination"]
+    peer: str
+    here: str
+    there: str | None
+    meaning: str
+    choices: list[Choice]
+    decision: Literal["give-up", "discard"] | None
+
+
+class Forgotten(TypedDict):
+    """What was forgotten; `lost_way` is the host that this one can no longer point to."""
+
+    enclave: str
+    state: str
+    lost_way: str | None
 
 
 class Forecast(TypedDict, total=False):

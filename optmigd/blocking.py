@@ -15,7 +15,7 @@ from typing import Any, cast
 from optmigd import answers, requests
 from optmigd.config import find_socket
 from optmigd.conversation import Conversation, unreachable
-from optmigd.requests import Mode, OnStall, StrPath
+from optmigd.requests import Decision, Mode, OnStall, StrPath
 
 _RECEIVE_BYTES = 65536
 
@@ -189,6 +189,48 @@ class BlockingClient:
         """End the program and return how it ended."""
         return cast(answers.Exit, self.call("stop", {"enclave": enclave}))
 
+    def owner(self, enclave: str) -> answers.Owner:
+        """Return who may run an enclave; asks along the way that it took.
+
+        Raises:
+            UnknownEnclave: this host has never had it.
+        """
+        return cast(answers.Owner, self.call("owner", {"enclave": enclave}))
+
+    def recover(
+        self,
+        enclave_or_migration_id: str,
+        *,
+        decision: Decision | None = None,
+        confirmed: bool = False,
+    ) -> answers.Recovery:
+        """Show a migration that hangs because its other host is gone, or settle it.
+
+        Args:
+            enclave_or_migration_id: of an enclave, its last migration is meant.
+            decision: ``give-up`` at a source that has released, ``discard`` at a destination that
+                waits for the token; either may lose the enclave. None: only show.
+            confirmed: that this is meant; a decision is refused without it.
+
+        Raises:
+            MigrationError: there is no such migration, or nothing that the decision could settle.
+            Unconfirmed: a decision without `confirmed`.
+        """
+        params = requests.which(enclave_or_migration_id)
+        if decision is not None:
+            params |= {"decision": decision, "confirmed": confirmed}
+        return cast(answers.Recovery, self.call("recover", params))
+
+    def forget(self, enclave: str) -> answers.Forgotten:
+        """Remove the record and the files of an enclave that has ended here or moved away.
+
+        Raises:
+            UnknownEnclave: this host has never had it.
+            EnclaveError, MigrationError: it runs here, is on its way here, or was released and
+                nobody has confirmed.
+        """
+        return cast(answers.Forgotten, self.call("forget", {"enclave": enclave}))
+
     def check(self, enclave: str, host: str) -> answers.Check:
         """Ask both hosts whether a migration could start, and what it would take."""
         return cast(answers.Check, self.call("check", {"enclave": enclave, "host": host}))
@@ -283,4 +325,4 @@ class BlockingClient:
 
     def receipt(self, enclave_or_migration_id: str) -> dict[str, Any]:
         """Return the signed receipt of a completed migration, or of an enclave's last one."""
-        return self.call("receipt", requests.receipt(enclave_or_migration_id))
+        return self.call("receipt", requests.which(enclave_or_migration_id))

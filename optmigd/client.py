@@ -17,7 +17,7 @@ import trio
 from optmigd import answers, requests
 from optmigd.config import find_socket
 from optmigd.conversation import Conversation, unreachable
-from optmigd.requests import Mode, OnStall, StrPath
+from optmigd.requests import Decision, Mode, OnStall, StrPath
 
 _RECEIVE_BYTES = 65536
 
@@ -196,6 +196,48 @@ class Client:
         """End the program and return how it ended."""
         return cast(answers.Exit, await self.call("stop", {"enclave": enclave}))
 
+    async def owner(self, enclave: str) -> answers.Owner:
+        """Return who may run an enclave; asks along the way that it took.
+
+        Raises:
+            UnknownEnclave: this host has never had it.
+        """
+        return cast(answers.Owner, await self.call("owner", {"enclave": enclave}))
+
+    async def recover(
+        self,
+        enclave_or_migration_id: str,
+        *,
+        decision: Decision | None = None,
+        confirmed: bool = False,
+    ) -> answers.Recovery:
+        """Show a migration that hangs because its other host is gone, or settle it.
+
+        Args:
+            enclave_or_migration_id: of an enclave, its last migration is meant.
+            decision: ``give-up`` at a source that has released, ``discard`` at a destination that
+                waits for the token; either may lose the enclave. None: only show.
+            confirmed: that this is meant; a decision is refused without it.
+
+        Raises:
+            MigrationError: there is no such migration, or nothing that the decision could settle.
+            Unconfirmed: a decision without `confirmed`.
+        """
+        params = requests.which(enclave_or_migration_id)
+        if decision is not None:
+            params |= {"decision": decision, "confirmed": confirmed}
+        return cast(answers.Recovery, await self.call("recover", params))
+
+    async def forget(self, enclave: str) -> answers.Forgotten:
+        """Remove the record and the files of an enclave that has ended here or moved away.
+
+        Raises:
+            UnknownEnclave: this host has never had it.
+            EnclaveError, MigrationError: it runs here, is on its way here, or was released and
+                nobody has confirmed.
+        """
+        return cast(answers.Forgotten, await self.call("forget", {"enclave": enclave}))
+
     async def check(self, enclave: str, host: str) -> answers.Check:
         """Ask both hosts whether a migration could start, and what it would take."""
         return cast(answers.Check, await self.call("check", {"enclave": enclave, "host": host}))
@@ -292,7 +334,7 @@ class Client:
 
     async def receipt(self, enclave_or_migration_id: str) -> dict[str, Any]:
         """Return the signed receipt of a completed migration, or of an enclave's last one."""
-        return await self.call("receipt", requests.receipt(enclave_or_migration_id))
+        return await self.call("receipt", requests.which(enclave_or_migration_id))
 
 
 async def _contents(reply: Reply) -> AsyncIterator[bytes]:

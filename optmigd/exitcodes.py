@@ -48,6 +48,7 @@ _BY_CODE = {
     "attestation-failed": ExitCode.REFUSED,
     "already-migrating": ExitCode.REFUSED,
     "released": ExitCode.REFUSED,
+    "unconfirmed": ExitCode.REFUSED,
     "cancelled": ExitCode.CANCELLED,
     "uncertain": ExitCode.UNCERTAIN,
     "daemon-unreachable": ExitCode.UNREACHABLE,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from optmigd.protocol.errors import OptmigError, from_wire
 
 StrPath = str | os.PathLike[str]
+Decision = Literal["give-up", "discard"]
 Mode = Literal["precopy", "stop-and-copy"]
 OnStall = Literal["throttle", "switch", "abort"]
 
@@ -81,8 +82,8 @@ def failure(migration: Mapping[str, Any]) -> OptmigError | None:
     return from_wire(error["code"], error["message"], fields)
 
 
-def receipt(enclave_or_migration_id: str) -> dict[str, Any]:
-    """Parameters of `receipt`: 32 hexadecimal digits are a migration's number."""
+def which(enclave_or_migration_id: str) -> dict[str, Any]:
+    """Parameters of `receipt` and `recover`: 32 hexadecimal digits are a migration's number."""
     if re.fullmatch(r"[0-9a-f]{32}", enclave_or_migration_id):
         return {"migration_id": enclave_or_migration_id}
     return {"enclave": enclave_or_migration_id}

@@ -182,6 +182,18 @@ class AlreadyReleased(MigrationError):
     code = "released"
 
 
+class Unconfirmed(MigrationError):
+    """A decision that cannot be taken back was asked for without its confirmation."""
+
+    code = "unconfirmed"
+
+
+class JournalFailed(OptmigError):
+    """The daemon's journal could not be written: a full disk, most likely."""
+
+    code = "journal"
+
+
 class HostError(OptmigError):
     """Something about another host."""
 

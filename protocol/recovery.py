@@ -60,11 +60,12 @@ def fate_at_start(instance_state: str, row: MigrationEntry | None, *, agent_aliv
     """Decide what becomes of an instance when a daemon starts.
 
     Args:
-        instance_state: as journaled: `starting`, `incoming`, `running`, `exited` or `moved`.
+        instance_state: as journaled: `starting`, `incoming`, `running`, `exited`, `moved` or
+            `lost`.
         row: its interrupted migration.
         agent_alive: whether its shim agent still runs.
     """
-    if instance_state in ("exited", "moved"):
+    if instance_state in ("exited", "moved", "lost"):
         return Fate.LEFTOVER
     if instance_state == "starting":
         return Fate.REMOVE

@@ -11,6 +11,7 @@ import optmigd
 from optmigd.cli.host import host
 from optmigd.cli.invocation import SIZE, ControlGroup, Invocation, run, to_json
 from optmigd.cli.migrate import migrate, watch
+from optmigd.cli.ownership import forget, owner, recover
 from optmigd.cli.remedies import blocker_lines
 from optmigd.cli.tables import (
     platform_text,
@@ -277,6 +278,8 @@ def version(invocation: Invocation) -> None:
 ctl.add_command(migrate)
 ctl.add_command(watch)
 ctl.add_command(host)
+for each in (owner, recover, forget):
+    ctl.add_command(each)
 
 
 if __name__ == "__main__":

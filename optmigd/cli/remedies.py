@@ -67,11 +67,14 @@ ERROR_REMEDIES: Mapping[str, str] = {
     "timeout": "raise --timeout, --downtime-limit or --max-bandwidth; the enclave runs on where it "
     "was",
     "failed": "the enclave runs on where it was; the daemons' logs on both hosts say more",
+    "journal": "make room on the disk of the state directory, or see what is wrong with it",
     "channel-closed": "the enclave runs on where it was; see the network between the hosts, and "
     "the daemons' logs",
     "uncertain": "do not start the enclave elsewhere: the hand-off is repeated until the "
     "destination confirms it. Get that host back; `optmigctl status ID` shows when it is settled",
-    "released": "the hand-off can only be completed; `optmigctl watch ID` shows it",
+    "released": "the hand-off can only be completed; `optmigctl watch ID` shows it, `optmigctl "
+    "recover ID` what can be done if the other host is gone",
+    "unconfirmed": "read what it means; if that is what you want, give --yes as well",
 }
 
 

@@ -105,4 +105,4 @@ async def _ask_whether_exited(host: Host, instance: Instance) -> None:
 async def _forget(host: Host, row: MigrationRow) -> None:
     """Close the record of a migration of which nothing is left."""
     row.state = closing_state(row)
-    await host.journal.save_migration(row)
+    await host.journal.write_soon(host.nursery, lambda: host.journal.save_migration(row))

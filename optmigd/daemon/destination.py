@@ -15,7 +15,7 @@ from optmigd.config import Peer
 from optmigd.daemon.admission import admission_blockers, can_rehearse, fetch_image
 from optmigd.daemon.agents import CONNECTION_LOST, Agent, Event
 from optmigd.daemon.answers import Params, param
-from optmigd.daemon.host import Host
+from optmigd.daemon.host import Host, now_s
 from optmigd.daemon.journal import MigrationRow
 from optmigd.daemon.link import Link, refusal
 from optmigd.daemon.nurseries import open_flat_nursery
@@ -256,9 +256,10 @@ class Arrival:
         """Journal that the enclave is ours. Only then may anybody be told."""
         if self.instance is None or self._row.resumed is not None:
             return
-        with trio.CancelScope(shield=True):
-            journaled = dataclasses.replace(self._row, resumed=confirmation)
-            await self._host.registry.running(self.instance, journaled)
+        self.instance.row.since_s = now_s()
+        self.instance.row.migration_id = self._row.migration_id
+        journaled = dataclasses.replace(self._row, resumed=confirmation)
+        await self._host.registry.running(self.instance, journaled)
         self._row.resumed = confirmation
         self.owned = True
         self.instance.migration = None

@@ -35,8 +35,15 @@ class Incoming(Protocol):
     def agent_pid(self) -> int | None:
         """The process that holds what has arrived."""
 
+    @property
+    def awaits_token(self) -> bool:
+        """Whether it is ready, its conversation has ended, and no token has come."""
+
     async def supersede(self) -> None:
         """Give way to a new offer of the same enclave by the same host; returns when it has."""
+
+    async def discard(self) -> None:
+        """Destroy the waiting instance; returns when it is gone."""
 
     async def redeliver(self, token: bytes) -> bytes:
         """Give the agent the token once more and return its sealed confirmation."""

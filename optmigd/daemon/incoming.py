@@ -19,7 +19,14 @@ from optmigd.daemon.link import Link
 from optmigd.daemon.nurseries import first_of, open_flat_nursery
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Instance
-from optmigd.protocol.errors import ChannelClosed, MigrationFailed, OptmigError, to_wire
+from optmigd.protocol.errors import (
+    ChannelClosed,
+    HandoffUncertain,
+    MigrationError,
+    MigrationFailed,
+    OptmigError,
+    to_wire,
+)
 from optmigd.protocol.link import Abort, Finished, Offer
 from optmigd.protocol.recovery import asks_outcome, gives_way, stops_waiting
 
@@ -51,6 +58,8 @@ class IncomingMigration:
         self._row = row
         self._done = trio.Event()
         self._scope = trio.CancelScope()
+        self._superseded = OptmigError("the migration was superseded")
+        self._waiting = False
         self.record = MigrationRecord(
             row.migration_id,
             row.enclave,
@@ -108,6 +117,11 @@ class IncomingMigration:
         return self._arrival.owned
 
     @property
+    def awaits_token(self) -> bool:
+        """Whether it is ready, its conversation has ended, and no token has come."""
+        return self._waiting and not self._arrival.token_given and not self.owned
+
+    @property
     def agent_pid(self) -> int | None:
         """The process that holds what has arrived; None before it is started."""
         instance = self._arrival.instance
@@ -148,9 +162,32 @@ class IncomingMigration:
         One that may have been released does not give way.
         """
         if gives_way(token_given=self._arrival.token_given, owned=self.owned):
-            self._arrival.aborted = True
-            self._scope.cancel()
-            await self._done.wait()
+            error = MigrationFailed(f"host {self._peer.name} has begun another one")
+            await self._give_way(error)
+
+    async def discard(self) -> None:
+        """Destroy the waiting instance: an operator's decision; returns when it is gone.
+
+        Raises:
+            MigrationError: it does not wait for a token, or has got one.
+        """
+        if not self.awaits_token:
+            raise MigrationError(
+                f"enclave {self._row.enclave!r} does not wait here for the token of a source that "
+                "cannot be reached: there is nothing to discard"
+            )
+        await self._give_way(
+            HandoffUncertain(
+                f"an operator discarded what had arrived of {self._row.enclave!r}: it runs on at "
+                f"host {self._peer.name}, or it is lost if that host had released it"
+            )
+        )
+
+    async def _give_way(self, error: OptmigError) -> None:
+        self._superseded = error
+        self._arrival.aborted = True
+        self._scope.cancel()
+        await self._done.wait()
 
     async def redeliver(self, token: bytes) -> bytes:
         """Give the agent the token once more and return its sealed confirmation.
@@ -199,7 +236,7 @@ class IncomingMigration:
 
     async def _conclude_superseded(self) -> None:
         if self._scope.cancelled_caught:
-            await self._go_on(MigrationFailed(f"host {self._peer.name} has begun another one"))
+            await self._go_on(self._superseded)
 
     async def _go_on(self, error: OptmigError | None) -> None:
         """Finish without the conversation."""
@@ -220,6 +257,7 @@ class IncomingMigration:
     async def _wait_for_token(self) -> None:
         """Wait until the token was delivered and used, or the source says there will be none."""
         self._log.warning("token_awaited")
+        self._waiting = True
         async with open_flat_nursery() as nursery:
 
             async def listen() -> None:
@@ -280,4 +318,6 @@ class IncomingMigration:
     async def _save(self, state: str) -> None:
         self._row.state = state
         self._row.result = self.record.result() | {"receipt": self.record.report.get("receipt")}
-        await self._host.journal.save_migration(self._row)
+        await self._host.journal.write_soon(
+            self._host.nursery, lambda: self._host.journal.save_migration(self._row)
+        )

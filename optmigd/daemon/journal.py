@@ -3,24 +3,33 @@
 SQLite in WAL mode with synchronous=FULL: a write that has returned is on disk. That is what lets
 the daemon say 'journaled' before it sends a release token, and before it confirms that an enclave
 has been taken over. SQLite blocks, so every statement runs in a worker thread, one at a time.
+
+A disk may be full. What has not happened yet is refused then: the write fails, and the migration
+with it. What has happened cannot be refused any more: `insist` writes it again until it is written,
+and whatever must come after it (sending a token, confirming an arrival) waits.
 """
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 import trio
 
-from optmigd.protocol.errors import ConfigError
+from optmigd.protocol.errors import ConfigError, JournalFailed
 
 T = TypeVar("T")
 
 Statement = tuple[str, tuple[Any, ...]]
+Write = Callable[[], Awaitable[None]]
 
-SCHEMA_VERSION = 1
+INSIST_FIRST_S = 0.1
+INSIST_LAST_S = 2.0
+
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS instances (
@@ -31,6 +40,8 @@ CREATE TABLE IF NOT EXISTS instances (
     exit_status INTEGER,
     came_from BLOB,
     moved_to BLOB,
+    since_s REAL NOT NULL,
+    migration_id BLOB,
     facts BLOB NOT NULL,
     PRIMARY KEY (enclave, number)
 ) STRICT;
@@ -45,6 +56,7 @@ CREATE TABLE IF NOT EXISTS migrations (
     started_s REAL NOT NULL,
     token BLOB,
     resumed BLOB,
+    released_s REAL NOT NULL,
     result BLOB NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS migrations_by_enclave ON migrations (enclave, started_s);
@@ -53,7 +65,11 @@ CREATE INDEX IF NOT EXISTS migrations_by_enclave ON migrations (enclave, started
 
 @dataclass
 class InstanceRow:
-    """One stay of an enclave on this host; `came_from` and `moved_to` are host keys."""
+    """One stay of an enclave on this host; `came_from` and `moved_to` are host keys.
+
+    `since_s` is the time of day since which the row's owner is the owner: this host, or the one
+    that the enclave was released to; `migration_id` is the migration that made it so.
+    """
 
     enclave: str
     number: int
@@ -62,12 +78,17 @@ class InstanceRow:
     exit_status: int | None = None
     came_from: bytes | None = None
     moved_to: bytes | None = None
+    since_s: float = 0.0
+    migration_id: bytes | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class MigrationRow:
-    """One migration in one role; `token` and `resumed` are sealed for the shims."""
+    """One migration in one role; `token` and `resumed` are sealed for the shims.
+
+    `released_s` is the time of day at which the source let go; 0: it has not.
+    """
 
     migration_id: bytes
     enclave: str
@@ -79,16 +100,21 @@ class MigrationRow:
     started_s: float
     token: bytes | None = None
     resumed: bytes | None = None
+    released_s: float = 0.0
     result: dict[str, Any] = field(default_factory=dict)
 
 
 class Journal:
-    """The daemon's memory on disk. Every method returns when its write is durable."""
+    """The daemon's memory on disk. Every method returns when its write is durable.
+
+    A write raises `JournalFailed` where the disk does not take it; then nothing of it is there.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         """Use `open`."""
         self._connection = connection
         self._one_at_a_time = trio.CapacityLimiter(1)
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
     @classmethod
     async def open(cls, path: Path) -> "Journal":
@@ -104,16 +130,45 @@ class Journal:
         with trio.CancelScope(shield=True):
             await self._run(self._connection.close)
 
+    async def insist(self, write: Write) -> None:
+        """Write what has happened already, again and again until the disk takes it.
+
+        Args:
+            write: a write of this journal.
+
+        Cancelled, it was written or not; a write under way is not torn.
+        """
+        delay_s = INSIST_FIRST_S
+        while True:
+            try:
+                with trio.CancelScope(shield=True):
+                    return await write()
+            except JournalFailed as error:
+                self._log.error("journal_write_failed", error=error.message, retry_in_s=delay_s)
+            await trio.sleep(delay_s)
+            delay_s = min(2 * delay_s, INSIST_LAST_S)
+
+    async def write_soon(self, nursery: trio.Nursery, write: Write) -> None:
+        """Write what nobody waits for: now, or in a task of `nursery` when the disk takes it.
+
+        Left out by a crash meanwhile, it must be what the next daemon finds out by itself.
+        """
+        try:
+            await write()
+        except JournalFailed as error:
+            self._log.error("journal_write_failed", error=error.message)
+            nursery.start_soon(self.insist, write)
+
     async def save_instance(self, row: InstanceRow) -> None:
         """Insert or replace one stay of an enclave."""
         await self._write(_put_instance(row))
 
-    async def save_arrival(self, instance: InstanceRow, migration: MigrationRow) -> None:
-        """Write a stay and the migration that brought it, both or neither."""
+    async def save_handover(self, instance: InstanceRow, migration: MigrationRow) -> None:
+        """Write a stay and the migration that brought it or took it away, both or neither."""
         await self._write(_put_instance(instance), _put_migration(migration))
 
     async def delete_instance(self, enclave: str, number: int) -> None:
-        """Forget a stay that came to nothing."""
+        """Forget a stay; its migrations, which have the receipts, are kept."""
         await self._write(
             ("DELETE FROM instances WHERE enclave = ? AND number = ?", (enclave, number))
         )
@@ -130,6 +185,14 @@ class Journal:
     async def migration(self, migration_id: bytes) -> MigrationRow | None:
         """Return one migration, None if this host knows nothing of it."""
         rows = await self._read("SELECT * FROM migrations WHERE migration_id = ?", (migration_id,))
+        return _migration(rows[0]) if rows else None
+
+    async def last_migration(self, enclave: str) -> MigrationRow | None:
+        """Return the migration of an enclave that began last, however it ended."""
+        rows = await self._read(
+            "SELECT * FROM migrations WHERE enclave = ? ORDER BY started_s DESC LIMIT 1",
+            (enclave,),
+        )
         return _migration(rows[0]) if rows else None
 
     async def completed_migration(self, enclave: str) -> MigrationRow | None:
@@ -154,7 +217,10 @@ class Journal:
                 for statement, values in statements:
                     self._connection.execute(statement, values)
 
-        await self._run(write)
+        try:
+            await self._run(write)
+        except sqlite3.Error as error:
+            raise JournalFailed(f"the journal cannot be written: {error}") from error
 
     async def _read(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         return await self._run(lambda: self._connection.execute(statement, values).fetchall())
@@ -172,9 +238,11 @@ def _put_instance(row: InstanceRow) -> Statement:
         row.exit_status,
         row.came_from,
         row.moved_to,
+        row.since_s,
+        row.migration_id,
         msgspec.msgpack.encode(row.facts),
     )
-    return "INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?)", values
+    return "INSERT OR REPLACE INTO instances VALUES (?,?,?,?,?,?,?,?,?,?)", values
 
 
 def _put_migration(row: MigrationRow) -> Statement:
@@ -189,9 +257,10 @@ def _put_migration(row: MigrationRow) -> Statement:
         row.started_s,
         row.token,
         row.resumed,
+        row.released_s,
         msgspec.msgpack.encode(row.result),
     )
-    return "INSERT OR REPLACE INTO migrations VALUES (?,?,?,?,?,?,?,?,?,?,?)", values
+    return "INSERT OR REPLACE INTO migrations VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", values
 
 
 def _migration(row: tuple[Any, ...]) -> MigrationRow:
@@ -217,9 +286,10 @@ def _connect(path: Path) -> sqlite3.Connection:
                 "start the optmigd that wrote it, or choose another state directory",
                 path=str(path),
             )
-        connection.executescript(_SCHEMA)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        connection.commit()
+        if version == 0:  # not otherwise: a daemon must be able to start on a full disk
+            connection.executescript(_SCHEMA)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.commit()
     except (sqlite3.Error, OSError) as error:
         raise ConfigError(
             f"the journal {path} cannot be opened: {error}; it must be a file that this user "

@@ -1,4 +1,4 @@
-"""Starting and stopping enclaves of this host."""
+"""Starting, stopping and forgetting enclaves of this host."""
 
 from pathlib import Path
 
@@ -7,12 +7,14 @@ import trio
 
 from optmigd.daemon.answers import Params, mapping, param, texts
 from optmigd.daemon.capacity import refuse_over_limits
-from optmigd.daemon.host import Host
+from optmigd.daemon.host import Host, Incoming, now_s
 from optmigd.daemon.outgoing import OutgoingMigration
-from optmigd.daemon.registry import check_enclave_id
+from optmigd.daemon.registry import LIVE_STATES, check_enclave_id
 from optmigd.protocol.errors import (
     AlreadyMigrating,
+    AlreadyReleased,
     ConfigError,
+    EnclaveError,
     EnclaveExists,
     OptmigError,
     UnknownEnclave,
@@ -82,6 +84,7 @@ async def launch(host: Host, params: Params) -> Params:
         )
         for name in ("measurement", "platform", "tracker"):
             facts[name] = param(answer, name, str)
+        instance.row.since_s = now_s()
         await host.registry.running(instance)
     except BaseException:
         with trio.CancelScope(shield=True):
@@ -98,11 +101,11 @@ async def launch(host: Host, params: Params) -> Params:
 async def stop(host: Host, enclave: str) -> Params:
     """End an enclave of this host and return its exit status.
 
-    A migration that has not been released is cancelled first; one that has is given up, which is
-    the operator's decision that DESIGN.md speaks of: the enclave may then be lost.
+    A migration that has not been released is cancelled first.
 
     Raises:
         UnknownEnclave: it is not on this host.
+        AlreadyReleased: it was released and nobody has confirmed: `recover` shows the choices.
         AlreadyMigrating: it is on its way here: cancel that at its source.
     """
     instance = host.registry.current(enclave)
@@ -111,10 +114,7 @@ async def stop(host: Host, enclave: str) -> Params:
         raise elsewhere(host, enclave)
     migration = instance.migration
     if isinstance(migration, OutgoingMigration):
-        if migration.released:
-            await migration.give_up()
-        else:
-            await migration.cancel()
+        await migration.cancel()
     elif migration is not None:
         raise AlreadyMigrating(
             f"enclave {enclave!r} is on its way here from host {migration.record.peer}: cancel the "
@@ -131,6 +131,48 @@ async def stop(host: Host, enclave: str) -> Params:
         while instance.row.state == "running":
             await host.registry.wait_change()
     return {"exit_status": instance.row.exit_status}
+
+
+async def forget(host: Host, enclave: str) -> Params:
+    """Remove the record and the files of an enclave that is here no longer.
+
+    Its migrations stay in the journal: they have the receipts, and the confirmation that a source
+    may still ask for. An own directory that was named at the launch is the operator's, and stays.
+
+    Raises:
+        UnknownEnclave: this host has never had it.
+        EnclaveError: it runs here, or is on its way here.
+        AlreadyReleased: it was released and nobody has confirmed.
+    """
+    instance = host.registry.current(enclave)
+    row = instance.row
+    if any(not arriving.owned for arriving in _arriving(host, enclave)):
+        raise AlreadyMigrating(
+            f"enclave {enclave!r} is on its way here: `optmigctl recover {enclave}` says how it "
+            "stands",
+            enclave=enclave,
+        )
+    if instance.migration is not None and instance.migration.released:
+        raise AlreadyReleased(
+            f"enclave {enclave!r} was released to host {instance.migration.record.peer}, which has "
+            f"not confirmed: this host has the only token. `optmigctl recover {enclave}` shows the "
+            "choices",
+            enclave=enclave,
+        )
+    if row.state in LIVE_STATES:
+        raise EnclaveError(
+            f"enclave {enclave!r} is {row.state} on this host: `optmigctl stop {enclave}` first",
+            enclave=enclave,
+        )
+    for stay in host.registry.stays(enclave):
+        await host.registry.destroy(stay)
+    structlog.get_logger().info("enclave_forgotten", enclave=enclave, state=row.state)
+    way = host.peer_name(row.moved_to) if row.moved_to is not None else None
+    return {"enclave": enclave, "state": row.state, "lost_way": way}
+
+
+def _arriving(host: Host, enclave: str) -> list[Incoming]:
+    return [one for one in host.incoming.values() if one.record.enclave == enclave]
 
 
 def elsewhere(host: Host, enclave: str) -> UnknownEnclave:

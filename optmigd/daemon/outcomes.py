@@ -5,6 +5,7 @@ from optmigd.daemon.answers import Params, mapping
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.errors import (
     ChannelClosed,
+    JournalFailed,
     MigrationBlocked,
     MigrationFailed,
     OptmigError,
@@ -41,8 +42,8 @@ def blocked(enclave: str, peer: Peer, blockers: list[Blocker]) -> MigrationBlock
 
 
 def as_failure(error: OptmigError) -> OptmigError:
-    """Name what only broke the transport a failed migration; keep what says more."""
-    broke = ChannelClosed | ProtocolError | RuntimeFailed
+    """Name what only broke the transport or a disk a failed migration; keep what says more."""
+    broke = ChannelClosed | JournalFailed | ProtocolError | RuntimeFailed
     if isinstance(error, broke) and not isinstance(error, VersionMismatch):
         return MigrationFailed(f"{error.message}; the enclave runs on here", cause=error.code)
     return error

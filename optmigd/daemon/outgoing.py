@@ -134,9 +134,19 @@ class OutgoingMigration:
         return self._row.migration_id
 
     @property
+    def peer_key(self) -> bytes:
+        """The destination's host key."""
+        return self._peer.key
+
+    @property
     def released(self) -> bool:
         """Whether the point of no return is past."""
         return must_deliver(self._attempt.token)
+
+    @property
+    def released_s(self) -> float:
+        """The time of day of the release; 0 before it."""
+        return self._row.released_s
 
     async def run(self) -> None:
         """Migrate; an error is kept in `error`.
@@ -199,7 +209,8 @@ class OutgoingMigration:
         if self.released:
             raise AlreadyReleased(
                 f"enclave {self.record.enclave!r} has been released to host {self._peer.name}: "
-                "the move can only be completed",
+                "the move can only be completed. If that host is gone, "
+                f"`optmigctl recover {self.record.enclave}` shows the choices",
                 migration_id=self.migration_id.hex(),
             )
         return {"migration_id": self.migration_id.hex(), "state": self.record.state}
@@ -242,11 +253,11 @@ class OutgoingMigration:
                 self._instance.last_migration = self.record
 
     async def _run_new(self) -> None:
-        if not self.record.dry_run:
-            await self._save("active")
         error: OptmigError | None = None
         with self._scope:
             try:
+                if not self.record.dry_run:
+                    await self._save("active")
                 await self._attempt.run()
             except OptmigError as found:
                 error = found
@@ -294,23 +305,27 @@ class OutgoingMigration:
             await self._fail(as_failure(error))
 
     async def _fail(self, error: OptmigError) -> None:
+        state = "cancelled" if isinstance(error, MigrationCancelled) else "failed"
+        await self._conclude(state, error)
+        if not self.record.dry_run:
+            await self._host.journal.write_soon(self._host.nursery, lambda: self._save(state))
+
+    async def _conclude(self, state: str, error: OptmigError) -> None:
+        """Tell everyone but the journal."""
         self.error = error
         await self._attempt.abort(error)
-        state = "cancelled" if isinstance(error, MigrationCancelled) else "failed"
         self._log.warning(f"migration_{state}", code=error.code, error=error.message)
         self.record.finish(state, to_wire(error))
-        if not self.record.dry_run:
-            await self._save(state)
 
     async def _complete(self) -> None:
         """Conclude a migration whose enclave was released: deliver until it is confirmed."""
         self._row.token = self._attempt.token
-        with trio.CancelScope(shield=True):
-            await self._save("active")
+        self._row.released_s = self._row.released_s or now_s()
         self._uncertain_at = self._when_uncertain()
         self._released.set()
         self._log.info("enclave_released")
         self.record.set_state("switchover")
+        await self._host.journal.insist(lambda: self._save("active"))
         with self._delivery_scope:
             async with open_flat_nursery() as nursery:
                 if self._instance.agent is not None:
@@ -322,9 +337,8 @@ class OutgoingMigration:
             return
         self.record.report = mapping((self._attempt.ended or {}).get("report") or {}, "report")
         self.record.finish("completed")
-        with trio.CancelScope(shield=True):
-            await self._save("completed")
-            await self._host.registry.moved(self._instance, self._peer.key)
+        self._fill_row("completed")
+        await self._host.registry.moved(self._instance, self._row)
         self._log.info("migration_completed", downtime_ms=self.record.report.get("downtime_ms"))
         if self._attempt.link is not None:
             try:
@@ -366,14 +380,16 @@ class OutgoingMigration:
         return ended is None or ended.get("outcome") == "completed"
 
     async def _abandon_delivery(self) -> None:
-        await self._fail(
+        await self._conclude(
+            "failed",
             HandoffUncertain(
                 f"an operator gave up the delivery of {self.record.enclave!r} to host "
                 f"{self._peer.name}: it may run there or be lost"
-            )
+            ),
         )
         self._leave()
-        await self._host.registry.exited(self._instance, None)
+        self._fill_row("failed")
+        await self._host.registry.lost(self._instance, self._row)
 
     def _why_cancelled(self) -> OptmigError:
         if self._cancel_asked:
@@ -397,6 +413,9 @@ class OutgoingMigration:
         await trio.sleep_until(self._uncertain_at)
 
     async def _save(self, state: str) -> None:
+        self._fill_row(state)
+        await self._host.journal.save_migration(self._row)
+
+    def _fill_row(self, state: str) -> None:
         self._row.state = state
         self._row.result = self.record.result() | {"receipt": self.record.report.get("receipt")}
-        await self._host.journal.save_migration(self._row)

@@ -11,6 +11,9 @@ from optmigd.daemon.host import Host
 from optmigd.daemon.incoming import IncomingMigration
 from optmigd.daemon.link import Link, refusal
 from optmigd.daemon.nurseries import open_flat_nursery
+from optmigd.daemon.outgoing import OutgoingMigration
+from optmigd.daemon.ownership import find_owner
+from optmigd.daemon.settling import standing_for
 from optmigd.protocol.errors import (
     MigrationFailed,
     OptmigError,
@@ -36,6 +39,8 @@ _KNOWN = {
     "wait": frozenset({"enclave", "generation"}),
     "logs": frozenset({"enclave", "generation", "follow", "skip"}),
     "outcome": frozenset({"migration_id"}),
+    "owner": frozenset({"enclave", "generation", "hops"}),
+    "standing": frozenset({"migration_id"}),
 }
 
 
@@ -130,8 +135,10 @@ async def _result(host: Host, link: Link, query: Query) -> Params:
     if method == "outcome":
         return await _outcome(host, link, param(params, "migration_id", bytes))
     asker = link.peer.key
+    if method == "standing":
+        return {"standing": await standing_for(host, param(params, "migration_id", bytes), asker)}
     enclave = param(params, "enclave", str)
-    if not any(asker in (s.row.came_from, s.row.moved_to) for s in host.registry.stays(enclave)):
+    if not _may_ask(host, enclave, asker):
         raise UnknownEnclave(
             f"host {host.name} has no enclave {enclave!r} that host {link.peer.name} has sent or "
             "received",
@@ -139,9 +146,25 @@ async def _result(host: Host, link: Link, query: Query) -> Params:
         )
     if method == "status":
         return await story.status(host, enclave, param(params, "generation", int), asker)
+    if method == "owner":
+        hops = param(params, "hops", int)
+        return await find_owner(host, enclave, param(params, "generation", int), asker, hops)
     if method == "wait":
         return await story.wait_exit(host, enclave, param(params, "generation", int), asker)
     return await _logs(host, link, enclave, params)
+
+
+def _may_ask(host: Host, enclave: str, asker: bytes) -> bool:
+    """Whether this enclave came from the host that asks, went there, or is on its way there."""
+    return any(
+        asker in (stay.row.came_from, stay.row.moved_to)
+        or (
+            isinstance(stay.migration, OutgoingMigration)
+            and not stay.migration.record.dry_run
+            and stay.migration.peer_key == asker
+        )
+        for stay in host.registry.stays(enclave)
+    )
 
 
 async def _logs(host: Host, link: Link, enclave: str, params: Params) -> Params:

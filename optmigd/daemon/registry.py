@@ -6,6 +6,7 @@ after it has moved away, until it comes again.
 """
 
 import contextlib
+import dataclasses
 import os
 import re
 import secrets
@@ -240,15 +241,21 @@ class Registry:
 
         Args:
             instance: launched, or just resumed.
-            arrival: the migration that brought it: journaled in the same step.
+            arrival: the migration that brought it: journaled in the same step, however long that
+                takes, because the enclave runs here already.
+
+        Raises:
+            JournalFailed: of a launch.
         """
-        instance.row.state = "running"
+        row = dataclasses.replace(instance.row, state="running")
         if arrival is None:
-            await self._journal.save_instance(instance.row)
+            await self._journal.save_instance(row)
         else:
-            await self._journal.save_arrival(instance.row, arrival)
+            await self._journal.insist(lambda: self._journal.save_handover(row, arrival))
+        instance.row.state = "running"
         if instance.agent is not None and instance.agent.exit_reported:
-            await self.exited(instance, instance.agent.exit_status)
+            with trio.CancelScope(shield=True):
+                await self.exited(instance, instance.agent.exit_status)
         self.announce_change()
 
     async def forget_older(self, instance: Instance) -> None:
@@ -257,11 +264,29 @@ class Registry:
             if older.row.generation < instance.row.generation:
                 await self.destroy(older)
 
-    async def moved(self, instance: Instance, peer_key: bytes) -> None:
-        """Journal that the enclave is owned by a peer now; `clear` must follow."""
-        instance.row.state = "moved"
-        instance.row.moved_to = peer_key
-        await self._journal.save_instance(instance.row)
+    async def moved(self, instance: Instance, departure: MigrationRow) -> None:
+        """Journal that a peer owns the enclave now, and the migration; `clear` must follow.
+
+        In one step: a crash must leave no stay that looks as if the program still ran here.
+        """
+        await self._depart(instance, "moved", departure)
+
+    async def lost(self, instance: Instance, departure: MigrationRow) -> None:
+        """Journal that the enclave was released and nobody delivers its token any more.
+
+        It may run at the peer or nowhere, and never again here: the agent is ended.
+        """
+        await self._depart(instance, "lost", departure)
+        if instance.agent is not None and not instance.agent.gone.is_set():
+            self._nursery.start_soon(instance.agent.shut_down)
+
+    async def _depart(self, instance: Instance, state: str, departure: MigrationRow) -> None:
+        row = instance.row
+        row.state = state
+        row.moved_to = departure.peer_key
+        row.since_s = departure.released_s
+        row.migration_id = departure.migration_id
+        await self._journal.insist(lambda: self._journal.save_handover(row, departure))
         self.announce_change()
 
     async def clear(self, instance: Instance) -> None:
@@ -279,14 +304,19 @@ class Registry:
         if instance.agent is not None:
             await instance.agent.shut_down()
             instance.agent = None
-        await self._journal.delete_instance(instance.enclave, instance.row.number)
         stays = self._stays.get(instance.enclave, [])
         if instance in stays:
             stays.remove(instance)
         if not stays:
             self._stays.pop(instance.enclave, None)
+        await self._journal.write_soon(self._nursery, lambda: self._forget(instance.row))
         self.announce_change()
         await trio.to_thread.run_sync(_remove_tree, instance.directory)
+
+    async def _forget(self, row: InstanceRow) -> None:
+        stays = self._stays.get(row.enclave, [])
+        if row.number not in [stay.row.number for stay in stays]:  # the number is not in use again
+            await self._journal.delete_instance(row.enclave, row.number)
 
     async def remove_strays(self) -> None:
         """End agents and directories that the journal does not know."""
@@ -323,7 +353,8 @@ class Registry:
             return  # What runs now runs elsewhere; this end of the agent says nothing about it.
         instance.row.state = "exited"
         instance.row.exit_status = status
-        await self._journal.save_instance(instance.row)
+        row = instance.row
+        await self._journal.write_soon(self._nursery, lambda: self._journal.save_instance(row))
         self._log.info("enclave_exited", enclave=instance.enclave, exit_status=status)
         self.announce_change()
         if instance.agent is not None and not instance.agent.gone.is_set():

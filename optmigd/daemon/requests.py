@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import optmigd
 from optmigd.config import format_address
-from optmigd.daemon import launching, story
+from optmigd.daemon import launching, ownership, settling, story
 from optmigd.daemon.answers import Params, param, refuse_unknown
 from optmigd.daemon.host import Host
 from optmigd.daemon.journal import MigrationRow
@@ -106,6 +106,18 @@ async def _wait(context: Context, params: Params) -> Params:
 
 async def _stop(context: Context, params: Params) -> Params:
     return await launching.stop(context.host, param(params, "enclave", str))
+
+
+async def _owner(context: Context, params: Params) -> Params:
+    return await ownership.find_owner(context.host, param(params, "enclave", str), 0, None)
+
+
+async def _recover(context: Context, params: Params) -> Params:
+    return await settling.recover(context.host, params)
+
+
+async def _forget(context: Context, params: Params) -> Params:
+    return await launching.forget(context.host, param(params, "enclave", str))
 
 
 async def _check(context: Context, params: Params) -> Params:
@@ -307,6 +319,9 @@ _METHODS: dict[str, tuple[_Handler, frozenset[str]]] = {
     "logs": (_logs, frozenset({"enclave", "follow"})),
     "wait": (_wait, frozenset({"enclave"})),
     "stop": (_stop, frozenset({"enclave"})),
+    "owner": (_owner, frozenset({"enclave"})),
+    "recover": (_recover, frozenset({"enclave", "migration_id", "decision", "confirmed"})),
+    "forget": (_forget, frozenset({"enclave"})),
     "check": (_check, _MOVE),
     "migrate": (
         _migrate,

@@ -19,6 +19,7 @@ from optmigd.daemon.host import Host
 from optmigd.daemon.registry import LIVE_STATES, Instance
 from optmigd.protocol.errors import (
     ChannelError,
+    HandoffUncertain,
     HostError,
     RemoteProtocolError,
     RuntimeFailed,
@@ -106,6 +107,7 @@ async def wait_exit(host: Host, enclave: str, least_generation: int, asker: byte
     Raises:
         UnknownEnclave: this host, or one it has moved to, does not know it.
         RuntimeFailed: it ended, and nobody knows how.
+        HandoffUncertain: it was released, and an operator gave up the delivery.
     """
     delay_s = RETRY_FIRST_S
     while True:
@@ -119,6 +121,12 @@ async def wait_exit(host: Host, enclave: str, least_generation: int, asker: byte
                     enclave=enclave,
                 )
             return {"exit_status": row.exit_status, "host": host.name}
+        if row.state == "lost":
+            raise HandoffUncertain(
+                f"enclave {enclave!r} was released to host {host.peer_name(row.moved_to or b'')} "
+                "and the delivery given up: nobody here knows whether it runs there",
+                enclave=enclave,
+            )
         if row.state != "moved":
             await host.registry.wait_change()
             continue
@@ -242,10 +250,15 @@ def _read_at(path: Path, offset: int) -> bytes:
 def _successor(host: Host, instance: Instance) -> Peer:
     if instance.row.moved_to is None:
         raise RemoteProtocolError(f"enclave {instance.enclave!r} has moved nowhere")
-    return _peer(host, instance.row.moved_to)
+    return known_peer(host, instance.row.moved_to)
 
 
-def _peer(host: Host, key: bytes) -> Peer:
+def known_peer(host: Host, key: bytes) -> Peer:
+    """Return the peer that an enclave came from or went to.
+
+    Raises:
+        UnknownHost: it is a peer no longer.
+    """
     peer = host.peers.by_key(key)
     if peer is None:
         raise UnknownHost(

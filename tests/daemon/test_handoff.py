@@ -251,9 +251,11 @@ async def test_a_destination_lost_after_the_release_is_an_operators_decision() -
         pair.wire.cut()
         await eventually(lambda: pair.b.instances == [], "b has nothing left")
         assert (await pair.a.client.status("e1"))["state"] == "migrating"
-        assert (await pair.a.client.stop("e1"))["exit_status"] is None
+        with pytest.raises(AlreadyReleased, match="optmigctl recover e1"):
+            await pair.a.client.stop("e1")
+        await pair.a.client.recover("e1", decision="give-up", confirmed=True)
         status = await pair.a.client.status("e1")
-        assert status["state"] == "exited"
+        assert status["state"] == "lost"
         assert status["migration"] is not None
         assert status["migration"]["error"]["code"] == "uncertain"
         await eventually(lambda: not agents_alive(pair.a), "the released agent has ended")

@@ -130,7 +130,7 @@ async def test_the_journal_remembers(tmp_path: Path) -> None:
     arrival.resumed = b"sealed"
     await journal.save_instance(instance)
     instance.state, instance.exit_status = "exited", 4
-    await journal.save_arrival(instance, arrival)
+    await journal.save_handover(instance, arrival)
     await journal.close()
     again = await Journal.open(path)
     assert await again.instances() == [instance]

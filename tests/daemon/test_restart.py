@@ -185,7 +185,7 @@ async def test_a_journal_of_another_version_is_left_alone() -> None:
         await pair.a.stop()
         journal = pair.a.directory / "state/journal.db"
         await trio.to_thread.run_sync(_set_version, journal, 99)
-        with pytest.raises(ConfigError, match=r"expected a journal of version 1 at .*, found 99"):
+        with pytest.raises(ConfigError, match=r"expected a journal of version 2 at .*, found 99"):
             await serve(pair.a.settings, agent_command=FAKE_AGENT)
 
 

@@ -5,16 +5,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+PREAMBLE_BYTES = 8
+
 
 class Proxy:
     """Forwards connections to an address; `recorded` holds all bytes of both directions.
+
+    Without `record` it holds the first bytes of each connection only.
 
     The daemons' connections are told apart by their first bytes: `OPTMIGL1` links, `OPTMIGD1` data
     streams.
     """
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    def __init__(self, target: tuple[str, int], *, record: bool = True) -> None:
         self._target = target
+        self._record = record
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
         self._moved = threading.Condition()
@@ -59,7 +64,8 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket, log: bytearray) -> None:
         with suppress(OSError):  # a cut connection ends the pump
             while piece := source.recv(1 << 16):
-                log += piece
+                if self._record or len(log) < PREAMBLE_BYTES:
+                    log += piece if self._record else piece[:PREAMBLE_BYTES]
                 with self._moved:
                     self._moved.notify_all()
                 sink.sendall(piece)
