@@ -3,7 +3,8 @@
 The agent is a trio program that answers Contract 1 (docs/architecture.md). It outlives the daemon:
 what a daemon must not miss is repeated to the next one (`connected`). It owns at most one instance
 and at most one migration at a time; the last migration is kept, because its token or its
-confirmation may arrive again.
+confirmation may arrive again. If it crashes, its keeper starts another one, which takes up the
+instance and the migration before it answers anybody.
 """
 
 import os
@@ -14,10 +15,11 @@ from pathlib import Path
 import structlog
 import trio
 
-from optmigd.enclave_shim import abi, image, policy, preflight, requests, status
+from optmigd.enclave_shim import abi, preflight, requests, status
 from optmigd.enclave_shim.abi import Mode, RtState
-from optmigd.enclave_shim.arena import Arena
 from optmigd.enclave_shim.connection import Params, Server
+from optmigd.enclave_shim.instance import Maker, identify
+from optmigd.enclave_shim.kept import Inheritance
 from optmigd.enclave_shim.migration.common import (
     Binding,
     Emit,
@@ -28,19 +30,29 @@ from optmigd.enclave_shim.migration.common import (
 )
 from optmigd.enclave_shim.migration.destination import Destination
 from optmigd.enclave_shim.migration.forecast import sample_dirty
+from optmigd.enclave_shim.migration.part import Part
+from optmigd.enclave_shim.migration.resumption import (
+    Concluded,
+    ResumedArrival,
+    let_run,
+    migration_id_of,
+    resume_part,
+)
 from optmigd.enclave_shim.migration.source import Source
 from optmigd.enclave_shim.platforms import Platform
-from optmigd.enclave_shim.process import DEFAULT_OWN_DIR, Process, Start
+from optmigd.enclave_shim.remembered import Memory
+from optmigd.enclave_shim.starting import DEFAULT_OWN_DIR, Start, discard
 from optmigd.enclave_shim.tracker import probe
+from optmigd.enclave_shim.vault import Vault
 from optmigd.protocol.errors import (
     AlreadyMigrating,
     ChannelClosed,
     EnclaveError,
     OptmigError,
     RemoteProtocolError,
-    RuntimeFailed,
     TrackerUnavailable,
 )
+from optmigd.protocol.handoff import Role
 
 MUST_ARRIVE = frozenset({"session", "release", "resumed"})
 
@@ -52,18 +64,25 @@ class Agent:
         directory: INSTANCE_DIR.
         platform: makes and checks evidence here.
         log: where to.
+        inheritance: from the keeper: the socket, the vault, and what an earlier agent has left.
 
     """
 
     def __init__(
-        self, directory: Path, platform: Platform, log: structlog.stdlib.BoundLogger
+        self,
+        directory: Path,
+        platform: Platform,
+        log: structlog.stdlib.BoundLogger,
+        inheritance: Inheritance,
     ) -> None:
         self._directory = directory
         self._platform = platform
         self._log = log
+        self._inheritance = inheritance
+        self._memory = Memory(Vault(inheritance.vault_fd))
         self._server = Server(self, log)
         self._enclave: Enclave | None = None
-        self._migration: Source | Destination | None = None
+        self._migration: Part | None = None
         self._busy = False
         self._exit_status: int | None = None
         self._stopping = trio.Event()
@@ -82,22 +101,53 @@ class Agent:
             "shutdown": self._shutdown,
         }
 
-    async def run(self, socket_path: str, ready: Callable[[], None]) -> None:
-        """Serve until told to shut down; the program is ended then.
+    async def run(self) -> None:
+        """Serve until told to shut down; then the keeper ends the program.
 
-        Args:
-            socket_path: where to listen, relative to the working directory.
-            ready: called when connections are accepted.
+        Raises:
+            OSError, OptmigError: what an earlier agent has left could not be taken up.
 
         """
         if self._platform.warning:
             self._log.warning("platform_gives_no_protection", warning=self._platform.warning)
+        inheritance = self._inheritance
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await nursery.start(self._server.serve, socket_path, nursery)
-            ready()
+            self._maker = Maker(nursery, inheritance.keeper, self._memory, self._digests)
+            await self._take_up()
+            await nursery.start(self._server.serve, inheritance.listener, nursery)
+            inheritance.keeper.ready()
             await self._stopping.wait()
             nursery.cancel_scope.cancel()
+
+    async def _take_up(self) -> None:
+        """Go on where an earlier agent has stopped."""
+        kept, known = self._inheritance.process, self._memory.instance
+        enclave: Enclave | None = None
+        if kept is not None and known is not None and known.pid == kept.pid:
+            enclave = await self._maker.take_up(kept, known, self._platform)
+        elif kept is not None:  # it had not booted, and nobody was told of it
+            await trio.to_thread.run_sync(discard, self._inheritance.keeper, kept)
+        part: Part | None = None
+        if note := self._memory.migration:
+            migration_id = migration_id_of(note)
+            log = self._log.bind(migration_id=migration_id.hex())
+            part = resume_part(note, enclave, self._memory, self._emitter(migration_id), log)
+            log.info(
+                "migration_taken_up",
+                role=part.migration.role.value,
+                phase=part.migration.phase.value,
+            )
+        if enclave is not None:
+            waits = isinstance(part, ResumedArrival)
+            gone = isinstance(part, Concluded) and not part.stays
+            if not waits and not gone:
+                self._enclave = enclave
+                await let_run(enclave)
+            self._nursery.start_soon(self._tell_exit, enclave)
+            self._log.info("enclave_taken_up", pid=enclave.process.pid)
+        if part is not None:
+            self._begin(part)
 
     # ---- Handler ----
 
@@ -112,15 +162,15 @@ class Agent:
         """Take a one-way message; see `Handler`. One that fits nothing is logged and dropped."""
         message = requests.read_params(params, requests.Payload)
         migration = self._migration
-        if migration is None or migration.orders.binding.migration_id != message.migration_id:
+        if migration is None or migration.binding.migration_id != message.migration_id:
             self._log.info("event_of_unknown_migration_ignored", event_name=event)
             return
         try:
             if event == "session":
                 migration.deliver(message.payload)
-            elif event == "token_delivered" and isinstance(migration, Destination):
+            elif event == "token_delivered":
                 await migration.token_delivered(message.payload)
-            elif event == "resumed_delivered" and isinstance(migration, Source):
+            elif event == "resumed_delivered":
                 await migration.resumed_delivered(message.payload)
             else:
                 self._log.warning("event_refused", event_name=event)
@@ -136,7 +186,7 @@ class Agent:
 
     def disconnected(self) -> None:
         """The daemon has gone; see `Handler`."""
-        if isinstance(self._migration, Source):
+        if self._migration is not None:
             self._migration.daemon_lost()
 
     # ---- the instance ----
@@ -145,7 +195,7 @@ class Agent:
         wanted = requests.read_params(params, requests.Launch)
         self._claim()
         try:
-            identity = await self._identify(wanted.enclave, wanted.image, wanted.policy)
+            identity = await identify(wanted.enclave, wanted.image, wanted.policy, self._platform)
             own_dir = Path(wanted.own_dir) if wanted.own_dir else self._directory / "own"
             if not wanted.own_dir:
                 own_dir.mkdir(mode=0o700, exist_ok=True)
@@ -154,7 +204,7 @@ class Agent:
             io_files = {"output.log": self._directory / "output.log"}
             if wanted.stdin:
                 io_files["stdin"] = Path(wanted.stdin)
-            self._enclave = await self._start(
+            self._enclave = await self._maker.start(
                 identity,
                 Mode.LAUNCH,
                 wanted.memory_bytes,
@@ -183,50 +233,6 @@ class Agent:
             raise EnclaveError("this agent has an enclave already")
         self._busy = True
 
-    async def _identify(self, name: str, image_path: str, policy_text: bytes) -> Identity:
-        rules = policy.parse(policy_text)
-        loaded = await trio.to_thread.run_sync(image.load, image_path)
-        measurement = await trio.to_thread.run_sync(loaded.measurement, rules.digest())
-        return Identity(name, loaded, rules, measurement, self._platform)
-
-    async def _start(
-        self,
-        identity: Identity,
-        mode: Mode,
-        memory_bytes: int,
-        how: Start,
-        io_files: dict[str, Path],
-        *,
-        generation: int,
-    ) -> Enclave:
-        """Start a process of the image and wait until it runs, or waits for commands."""
-        size_bytes = -(-memory_bytes // abi.PAGE_BYTES) * abi.PAGE_BYTES
-        try:
-            arena = Arena(size_bytes)
-            process = Process(arena, identity.image, mode, how)
-        except (OSError, ValueError) as error:
-            raise RuntimeFailed(f"the image could not be started: {error}") from error
-        enclave = Enclave(
-            identity=identity,
-            arena=arena,
-            process=process,
-            generation=generation,
-            own_dir=how.own_dir,
-            virtual_dir=how.virtual_dir,
-            io_files=io_files,
-            digests=self._digests,
-        )
-        await self._nursery.start(process.run)
-        try:
-            await process.booted()
-        except BaseException:
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.exited.wait()
-            arena.close()
-            raise
-        return enclave
-
     async def _tell_exit(self, enclave: Enclave) -> None:
         """Report the program's end, unless it ended because it moved or never ran here."""
         await enclave.process.exited.wait()
@@ -241,10 +247,8 @@ class Agent:
 
     def _here(self) -> Enclave | None:
         """The instance that this agent has the right to run, if it has one."""
-        arrived = self._migration
-        if isinstance(arrived, Destination) and arrived.migration.released:
-            return arrived.enclave
-        return self._enclave
+        part = self._migration
+        return part.enclave if part is not None and part.arrived else self._enclave
 
     def _running(self) -> Enclave:
         enclave = self._here()
@@ -258,7 +262,7 @@ class Agent:
         wanted = requests.read_params(params, requests.Receive)
         self._claim()
         try:
-            identity = await self._identify(wanted.enclave, wanted.image, wanted.policy)
+            identity = await identify(wanted.enclave, wanted.image, wanted.policy, self._platform)
             orders = ReceiveOrders(
                 binding=Binding(wanted.migration_id, wanted.source_host, wanted.destination_host),
                 generation=wanted.generation,
@@ -276,6 +280,7 @@ class Agent:
                 orders,
                 prepare,
                 self._digests,
+                self._memory,
                 self._emitter(wanted.migration_id),
                 self._log.bind(migration_id=wanted.migration_id.hex(), role="destination"),
             )
@@ -296,7 +301,7 @@ class Agent:
         for path in io_files.values():
             # They exist before the process opens them; what they hold arrives later.
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        enclave = await self._start(
+        enclave = await self._maker.start(
             identity,
             Mode.RESTORE,
             orders.memory_bytes,
@@ -336,18 +341,19 @@ class Agent:
             Source(
                 enclave,
                 orders,
+                self._memory,
                 self._emitter(wanted.migration_id),
                 self._log.bind(migration_id=wanted.migration_id.hex(), role="source"),
             )
         )
         return {}
 
-    def _begin(self, migration: Source | Destination) -> None:
+    def _begin(self, migration: Part) -> None:
         self._migration = migration
         self._idle = trio.Event()
         self._nursery.start_soon(self._carry_through, migration)
 
-    async def _carry_through(self, migration: Source | Destination) -> None:
+    async def _carry_through(self, migration: Part) -> None:
         try:
             await migration.run()
         except Exception:  # an agent holds an enclave: a migration that fails may not end it
@@ -366,9 +372,9 @@ class Agent:
 
         return emit
 
-    def _find(self, migration_id: bytes) -> Source | Destination:
+    def _find(self, migration_id: bytes) -> Part:
         migration = self._migration
-        if migration is None or migration.orders.binding.migration_id != migration_id:
+        if migration is None or migration.binding.migration_id != migration_id:
             raise EnclaveError(f"no migration {migration_id.hex()} is under way here")
         return migration
 
@@ -383,7 +389,9 @@ class Agent:
         return {}
 
     async def _cancel(self, params: Params, fd: int) -> Params:
-        self._find(requests.read_params(params, requests.Which).migration_id).cancel()
+        migration = self._find(requests.read_params(params, requests.Which).migration_id)
+        migration.cancel()
+        await migration.announcer.repeat_end()  # where it had ended before
         return {}
 
     # ---- questions and the end ----
@@ -391,7 +399,9 @@ class Agent:
     async def _status(self, params: Params, fd: int) -> Params:
         enclave = self._here()
         if enclave is None:
-            waiting = isinstance(self._migration, Destination) and not self._idle.is_set()
+            part = self._migration
+            receiving = part is not None and part.migration.role is Role.DESTINATION
+            waiting = receiving and not self._idle.is_set()
             return status.nobody(self._platform, "waiting" if waiting else "booting")
         return await trio.to_thread.run_sync(status.of_enclave, enclave, self._exit_status)
 

@@ -101,7 +101,18 @@ class Arena:
 
     """
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, fd: int = -1) -> None:
+        """Make an arena, or map one that exists.
+
+        Args:
+            size_bytes: whole pages, more than the runtime's state takes.
+            fd: an arena's memfd of that size, from now on this object's; -1 for a new one.
+
+        Raises:
+            ValueError: an impossible size.
+            OSError: there is not enough memory.
+
+        """
         if size_bytes <= abi.RT_STATE_BYTES or size_bytes % abi.PAGE_BYTES:
             raise ValueError(
                 f"an arena is whole pages and more than {abi.RT_STATE_BYTES} bytes, "
@@ -109,9 +120,10 @@ class Arena:
             )
         self.size_bytes = size_bytes
         self.page_count = size_bytes // abi.PAGE_BYTES
-        self.fd = os.memfd_create("optmig-arena", os.MFD_CLOEXEC)
+        self.fd = os.memfd_create("optmig-arena", os.MFD_CLOEXEC) if fd < 0 else fd
         try:
-            os.ftruncate(self.fd, size_bytes)
+            if fd < 0:
+                os.ftruncate(self.fd, size_bytes)
             self._map = mmap.mmap(self.fd, size_bytes, mmap.MAP_SHARED)
         except BaseException:
             os.close(self.fd)
@@ -250,13 +262,24 @@ def _complement(runs: Runs, first: int, end: int) -> Runs:
 class Control:
     """The control block and the runtime's page marks, in one memfd that never travels."""
 
-    def __init__(self, arena_bytes: int) -> None:
+    def __init__(self, arena_bytes: int, fd: int = -1) -> None:
+        """Make a control block, or map one that exists.
+
+        Args:
+            arena_bytes: size of the arena it belongs to.
+            fd: an existing block's memfd, from now on this object's; -1 for a new one.
+
+        Raises:
+            OSError: there is not enough memory.
+
+        """
         page_count = arena_bytes // abi.PAGE_BYTES
         marks_bytes = -(-page_count // abi.PAGE_BYTES) * abi.PAGE_BYTES
         size_bytes = abi.CTL_HEADER_BYTES + marks_bytes
-        self.fd = os.memfd_create("optmig-ctl", os.MFD_CLOEXEC)
+        self.fd = os.memfd_create("optmig-ctl", os.MFD_CLOEXEC) if fd < 0 else fd
         try:
-            os.ftruncate(self.fd, size_bytes)
+            if fd < 0:
+                os.ftruncate(self.fd, size_bytes)
             self._map = mmap.mmap(self.fd, size_bytes, mmap.MAP_SHARED)
         except BaseException:
             os.close(self.fd)
@@ -265,10 +288,11 @@ class Control:
         self._ctl = self._flat[: abi.CTL.itemsize].view(abi.CTL)
         self._address = int(self._flat.ctypes.data)
         self.marks: NDArray[np.uint8] = self._flat[abi.CTL_HEADER_BYTES :][:page_count]
-        self["magic"] = abi.CTL_MAGIC
-        self["abi_version"] = abi.ABI_VERSION
-        self["arena_bytes"] = arena_bytes
-        self["marks_bytes"] = marks_bytes
+        if fd < 0:
+            self["magic"] = abi.CTL_MAGIC
+            self["abi_version"] = abi.ABI_VERSION
+            self["arena_bytes"] = arena_bytes
+            self["marks_bytes"] = marks_bytes
 
     def __getitem__(self, field: str) -> int:
         return int(self._ctl[field][0])

@@ -12,7 +12,6 @@ import os
 import socket
 import struct
 from collections import deque
-from contextlib import suppress
 from typing import Any, Protocol
 
 import structlog
@@ -127,7 +126,7 @@ class Connection:
 
 
 class Server:
-    """Accepts daemons on `agent.sock` in the working directory, and talks to the newest."""
+    """Accepts daemons on the keeper's socket, and talks to the newest."""
 
     def __init__(self, handler: Handler, log: structlog.stdlib.BoundLogger) -> None:
         self._handler = handler
@@ -137,20 +136,15 @@ class Server:
 
     async def serve(
         self,
-        path: str,
+        listening: socket.socket,
         nursery: trio.Nursery,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Listen at `path` until cancelled; requests run in `nursery` and outlive a connection."""
-        with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-            old_mask = os.umask(0o177)
-            try:
-                await listener.bind(path)
-            finally:
-                os.umask(old_mask)
-            listener.listen(8)
+        """Accept on a listening socket until cancelled; requests run in `nursery`.
+
+        A request outlives the connection it came on.
+        """
+        with trio.socket.from_stdlib_socket(listening) as listener:
             task_status.started()
             async with trio.open_nursery() as connections:
                 while True:

@@ -6,6 +6,7 @@ the interpreter lock while it waits (ctypes does so for foreign calls).
 
 import ctypes
 import os
+import signal
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -13,6 +14,7 @@ _libc.getauxval.restype = ctypes.c_ulong
 
 SYS_FUTEX = 202  # x86-64
 FUTEX_WAKE = 1
+PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 MADV_POPULATE_READ = 22
 MADV_POPULATE_WRITE = 23
@@ -75,6 +77,23 @@ def punch_hole(fd: int, offset: int, length_bytes: int) -> None:
 def forbid_dumps() -> None:
     """Keep other processes of the same user, and core files, away from this process's memory."""
     _check(_libc.prctl(ctypes.c_int(PR_SET_DUMPABLE), 0, 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when the thread that forked it ends.
+
+    Call it in a forked process; it holds across exec of an ordinary program.
+
+    Raises:
+        ProcessLookupError: the parent has ended already, so nobody would be told.
+
+    """
+    _check(
+        _libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL), 0, 0, 0),
+        "prctl(PR_SET_PDEATHSIG)",
+    )
+    if os.getppid() != parent_pid:
+        raise ProcessLookupError(f"the parent {parent_pid} has ended")
 
 
 def signal_frame_bytes() -> int:

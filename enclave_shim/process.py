@@ -1,8 +1,8 @@
-"""The application's process: starting it, stopping the world in it, ending it.
+"""The application's process: following it, stopping the world in it, ending it.
 
 The agent and the runtime inside the process talk through the control block (`arena.Control`) and
 an eventfd that the runtime raises after every change of state; the agent wakes the runtime by
-futex. The process is started from a sealed memfd, so what was measured is what runs.
+futex. The process is a child of the keeper, so it outlives an agent that crashes.
 
 Quiescing: `quiesce_seq` is set apart from `resume_seq`, then the quiesce signal makes every thread
 save its registers into the arena and wait on `resume_seq`. When the last one is parked the runtime
@@ -13,111 +13,59 @@ import array
 import os
 import signal
 import socket
-import subprocess
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import suppress
 
 import trio
 
 from optmigd.enclave_shim import abi
-from optmigd.enclave_shim.abi import Command, Mode, RtState
+from optmigd.enclave_shim.abi import Command, RtState
 from optmigd.enclave_shim.arena import Arena, Control
-from optmigd.enclave_shim.image import Image
+from optmigd.enclave_shim.kept import KeeperClient
 from optmigd.protocol.errors import MigrationTimeout, RuntimeFailed
 
 BOOT_TIMEOUT_S = 20.0
-DEFAULT_OWN_DIR = "/enclave"
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a process is started with.
-
-    Attributes:
-        name: the enclave's name, argv[0] of the process as the host sees it.
-        own_dir: the enclave's own directory on this host.
-        output: where the program's stdout and stderr go (appended).
-        stdin: what it reads, or empty for nothing.
-        virtual_dir: the own directory's path as the program sees it.
-        argv, env, shared: for the program; unused when restoring, because they are in the arena.
-
-    """
-
-    name: str
-    own_dir: Path
-    output: Path
-    stdin: Path | None
-    virtual_dir: str = DEFAULT_OWN_DIR
-    argv: list[str] = field(default_factory=list)
-    env: dict[str, str] = field(default_factory=dict)
-    shared: list[str] = field(default_factory=list)
 
 
 class Process:
-    """One process of an image, started by constructing it; owns its descriptors and control block.
+    """One process of an image; owns its descriptors and control block.
 
-    Construct it in the main thread, which lives as long as the agent: a process may ask the kernel
-    to be killed when the thread that started it ends. Takes a few milliseconds.
+    Made by `optmigd.enclave_shim.starting`: a new one, or one that an earlier agent has started.
 
-    Raises:
-        OSError: a file could not be opened, or the image could not be executed.
-        ValueError: the launch block cannot hold what it is started with.
+    Args:
+        arena, ctl: its two shared memories.
+        event: the eventfd that the runtime raises.
+        pid, pidfd: of the process.
+        keeper: its parent.
+        tracker: pagemap and uffd (-1 if it has none), and the error that kept it from having one;
+            None if the process is yet to send them over `socket`.
+        tracker_socket: on which it does.
 
     """
 
-    def __init__(self, arena: Arena, image: Image, mode: Mode, how: Start) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        ctl: Control,
+        *,
+        event: int,
+        pid: int,
+        pidfd: int,
+        keeper: KeeperClient,
+        tracker: tuple[int, int, int] | None = None,
+        tracker_socket: socket.socket | None = None,
+    ) -> None:
         self.arena = arena
-        self.ctl = Control(arena.size_bytes)
-        self.uffd = -1
-        self.pagemap = -1
-        self.tracker_errno = 0
+        self.ctl = ctl
+        self.pid = pid
+        self.pagemap, self.uffd, self.tracker_errno = tracker or (-1, -1, 0)
         self.exited = trio.Event()
+        self._event = event
+        self._pidfd = pidfd
+        self._keeper = keeper
+        self._socket = tracker_socket
+        self._killed = False
         self._changed = trio.Event()
         self._exit_status: int | None = None
-        ctl = self.ctl
-        ctl["mode"] = mode
-        if mode is Mode.LAUNCH:
-            ctl.set_launch_block(how.argv, how.env, how.shared, how.virtual_dir, how.name)
-        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ExitStack() as opened:
-            opened.enter_context(theirs)
-            fds = {
-                "arena": arena.fd,
-                "ctl": ctl.fd,
-                "event": self._event,
-                "socket": theirs.fileno(),
-            }
-            for name, path, flags in (
-                ("own_dir", how.own_dir, os.O_RDONLY | os.O_DIRECTORY),
-                ("output", how.output, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
-                ("stdin", how.stdin or Path(os.devnull), os.O_RDONLY),
-            ):
-                fds[name] = os.open(path, flags | os.O_CLOEXEC, 0o600)
-                opened.callback(os.close, fds[name])
-            for name, fd in fds.items():
-                ctl[f"fd_{name}"] = fd
-            ctl["fd_spare"] = -1
-            image_fd = image.sealed_memfd()
-            opened.callback(os.close, image_fd)
-            self._popen = subprocess.Popen(
-                [how.name],
-                executable=f"/proc/self/fd/{image_fd}",
-                env={"OPTMIG_CTL": str(ctl.fd)},
-                stdin=subprocess.DEVNULL,
-                stdout=fds["output"],
-                stderr=fds["output"],
-                cwd="/",
-                pass_fds=[*fds.values(), image_fd],
-                start_new_session=True,
-            )
-        self._pidfd = os.pidfd_open(self._popen.pid)
-
-    @property
-    def pid(self) -> int:
-        """The process's id on this host."""
-        return self._popen.pid
 
     @property
     def state(self) -> RtState:
@@ -137,26 +85,35 @@ class Process:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the process until it has ended and was reaped; run this in a nursery.
 
-        Cancellation kills the process and reaps it.
+        Cancelled, it waits for the end of a process that was killed; any other it leaves running,
+        for the keeper to end or for the next agent to take up.
         """
+        ended = False
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._follow_events)
                 task_status.started()
                 await trio.lowlevel.wait_readable(self._pidfd)
+                ended = True
                 nursery.cancel_scope.cancel()
         finally:
-            self.kill()
-            code = self._popen.wait()  # at once, or as soon as the kernel has taken it down
-            if code < 0:
-                self._exit_status = 128 - code
-            elif self.ctl["state"] == RtState.EXITED:
-                self._exit_status = self.ctl["exit_status"]
-            else:
-                self._exit_status = code
+            if self._killed and not ended:
+                with trio.CancelScope(shield=True):
+                    await trio.lowlevel.wait_readable(self._pidfd)
+                ended = True
+            if ended:
+                self._note_end(os.waitstatus_to_exitcode(self._keeper.reap()))
             self.exited.set()
             self._announce()
             self._close()
+
+    def _note_end(self, code: int) -> None:
+        if code < 0:
+            self._exit_status = 128 - code
+        elif self.ctl["state"] == RtState.EXITED:
+            self._exit_status = self.ctl["exit_status"]
+        else:
+            self._exit_status = code
 
     async def _follow_events(self) -> None:
         while True:
@@ -210,9 +167,11 @@ class Process:
             raise RuntimeFailed(f"the image did not start within {BOOT_TIMEOUT_S:.0f} s")
 
     async def _receive_tracker_fds(self) -> None:
+        if self._socket is None:
+            return
         with self._socket:
             await trio.lowlevel.wait_readable(self._socket)
-            payload, fds, _, _ = socket.recv_fds(self._socket, 4, 2)
+            payload, fds, _, _ = socket.recv_fds(self._socket, 4, 2, socket.MSG_CMSG_CLOEXEC)
         if len(payload) != 4:  # the process has ended
             await self.exited.wait()
             raise self._failure()
@@ -220,6 +179,7 @@ class Process:
         self.pagemap = fds.pop()
         if fds:
             self.uffd = fds.pop()
+        self._keeper.keep_tracker(self.pagemap, self.uffd)
 
     async def quiesce(self, timeout_s: float) -> None:
         """Park every thread of the program.
@@ -274,12 +234,30 @@ class Process:
             case Command.PREPARE:
                 await self._until(RtState.PREPARED, command=sequence)
             case Command.RUN:
-                await self._until(RtState.RUNNING, RtState.EXITED)
+                await self.started()
             case _:
                 await self._until(RtState.WAITING, command=sequence)
 
+    @property
+    def start_asked(self) -> bool:
+        """Whether a waiting instance was told to run, by this agent or an earlier one."""
+        pending = self.ctl["command_seq"] != self.ctl["command_done"]
+        return self.ctl["running_ns"] != 0 or (pending and self.ctl["command"] == Command.RUN)
+
+    async def started(self) -> None:
+        """Wait until an instance that was told to run does so; it may have ended since.
+
+        Raises:
+            RuntimeFailed: the runtime could not do it, or the process ended before.
+
+        """
+        await self._until(RtState.RUNNING, RtState.PARKED, RtState.EXITED)
+        if not self.ctl["running_ns"]:
+            raise self._failure()
+
     def kill(self) -> None:
         """Kill the process; `exited` follows."""
+        self._killed = True
         if self._pidfd >= 0:
             with suppress(ProcessLookupError):  # it ended by itself
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

@@ -28,11 +28,13 @@ class Migration:
 
     Args:
         role: which side.
+        phase: where it stands; another than SETUP is for a shim that takes up what an earlier one
+            of the same instance has left.
     """
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, phase: Phase = Phase.SETUP) -> None:
         self.role = role
-        self.phase = Phase.SETUP
+        self.phase = phase
 
     @property
     def state(self) -> State:

@@ -20,22 +20,17 @@ channel must not be able to lose the enclave with it.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated
 
 from msgspec import Meta, Struct
-from nacl.bindings import (
-    crypto_aead_chacha20poly1305_ietf_decrypt,
-    crypto_aead_chacha20poly1305_ietf_encrypt,
-)
-from nacl.exceptions import CryptoError
 
 from optmigd.protocol.errors import (
     ChannelClosed,
-    DecryptFailed,
     LocalProtocolError,
     OptmigError,
     RemoteProtocolError,
 )
+from optmigd.protocol.handoff_seals import HandoffSeals, Role
 from optmigd.protocol.link import MAX_PAYLOAD_BYTES
 from optmigd.protocol.noise import TAG_BYTES, Handshake, Transport, keypair
 from optmigd.protocol.session_messages import (
@@ -67,6 +62,7 @@ __all__ = [
     "Refuse",
     "ReleaseToken",
     "ResumedReport",
+    "Role",
     "RoundDone",
     "SessionBinding",
     "SessionChannel",
@@ -77,10 +73,8 @@ __all__ = [
     "report_data",
 ]
 
-Role = Literal["source", "destination"]
 MakeEvidence = Callable[[bytes], bytes]
 Appraise = Callable[[bytes, bytes], None]
-S = TypeVar("S", bound=Struct)
 
 FRAGMENT_BYTES = MAX_PAYLOAD_BYTES
 MAX_MESSAGE_BYTES = 1 << 20
@@ -195,7 +189,7 @@ class SessionChannel:
         self._greeted = False
         self._partial = bytearray()
         self._broken: OptmigError | None = None
-        self._sealed_once: set[bytes] = set()
+        self._seals: HandoffSeals | None = None
 
     @property
     def established(self) -> bool:
@@ -271,7 +265,7 @@ class SessionChannel:
             ChannelClosed: the channel has failed.
         """
         self._refuse_if_broken()
-        return self._seal_once("source", b"token", token)
+        return self.handoff_seals().seal_token(token)
 
     def open_token(self, payload: bytes) -> ReleaseToken:
         """Open a token, any number of times. Whether it fits is for `check_token` to say.
@@ -281,7 +275,7 @@ class SessionChannel:
             DecryptFailed: it was not sealed in this session.
             RemoteProtocolError: it is no token.
         """
-        return self._open("destination", b"token", payload, ReleaseToken)
+        return self.handoff_seals().open_token(payload)
 
     def seal_resumed(self, report: ResumedReport) -> bytes:
         """Seal the confirmation. Keep the bytes: repeating means sending the same again.
@@ -289,7 +283,7 @@ class SessionChannel:
         Raises:
             LocalProtocolError: not established, not the destination, or one was made before.
         """
-        return self._seal_once("destination", b"resumed", report)
+        return self.handoff_seals().seal_resumed(report)
 
     def open_resumed(self, payload: bytes) -> ResumedReport:
         """Open a confirmation, any number of times.
@@ -299,7 +293,7 @@ class SessionChannel:
             DecryptFailed: it was not sealed in this session.
             RemoteProtocolError: it is no confirmation.
         """
-        return self._open("source", b"resumed", payload, ResumedReport)
+        return self.handoff_seals().open_resumed(payload)
 
     def _receive_handshake(self, payload: bytes) -> tuple[list[SessionEvent], list[bytes]]:
         content = self._handshake.read(payload)
@@ -337,38 +331,22 @@ class SessionChannel:
         allowed = FromDestination if self._role == "source" else FromSource
         return decode(encoded, allowed, max_bytes=MAX_MESSAGE_BYTES)  # type: ignore[arg-type]
 
-    def _seal_once(self, role: Role, label: bytes, message: Struct) -> bytes:
-        if self._role != role or label in self._sealed_once:
-            raise LocalProtocolError(f"a {label.decode()} is sealed by the {role}, once")
-        key = self._key_for(label)
-        # The key seals this one message and nothing else: a fixed nonce is never used twice.
-        self._sealed_once.add(label)
-        sealed = crypto_aead_chacha20poly1305_ietf_encrypt(
-            encode(message), self._binding.migration_id, bytes(12), key
-        )
-        if len(sealed) > MAX_PAYLOAD_BYTES:
-            raise LocalProtocolError(f"a {label.decode()} of {len(sealed)} bytes")
-        return sealed
+    def handoff_seals(self) -> HandoffSeals:
+        """Return what seals and opens token and confirmation, apart from the counted channel.
 
-    def _open(self, role: Role, label: bytes, payload: bytes, type_: type[S]) -> S:
-        if self._role != role:
-            raise LocalProtocolError(f"a {label.decode()} is opened by the {role}")
-        if not TAG_BYTES <= len(payload) <= MAX_PAYLOAD_BYTES:
-            raise DecryptFailed(f"a {label.decode()} of an impossible length")
-        key = self._key_for(label)
-        try:
-            encoded = crypto_aead_chacha20poly1305_ietf_decrypt(
-                payload, self._binding.migration_id, bytes(12), key
-            )
-        except CryptoError as error:
-            raise DecryptFailed(f"a {label.decode()} not sealed in this session") from error
-        return decode(encoded, type_)
-
-    def _key_for(self, label: bytes) -> bytes:
-        """Return a key apart from the counted channel, which may have failed meanwhile."""
+        Raises:
+            LocalProtocolError: the session is not established.
+        """
         if self._transport is None:
             raise LocalProtocolError("the session is not established")
-        return self._transport.export(label)
+        if self._seals is None:
+            self._seals = HandoffSeals(
+                self._role,
+                self._binding.migration_id,
+                token_key=self._transport.export(b"token"),
+                resumed_key=self._transport.export(b"resumed"),
+            )
+        return self._seals
 
     def _ready_transport(self) -> Transport:
         self._refuse_if_broken()

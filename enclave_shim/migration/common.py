@@ -35,6 +35,7 @@ class Identity:
     Attributes:
         name: of the enclave.
         image, policy, measurement: what runs, under which rules; both are part of the measurement.
+        policy_text: the policy as its owner wrote it.
         platform: makes and checks evidence here.
 
     """
@@ -42,6 +43,7 @@ class Identity:
     name: str
     image: Image
     policy: Policy
+    policy_text: bytes
     measurement: bytes
     platform: Platform
 

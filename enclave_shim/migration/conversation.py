@@ -14,11 +14,10 @@ from msgspec import Struct
 
 from optmigd.enclave_shim.migration.common import Appraiser, Binding, Emit, Identity
 from optmigd.protocol.errors import MigrationFailed, RemoteProtocolError
+from optmigd.protocol.handoff_seals import HandoffSeals
 from optmigd.protocol.session import (
     Established,
     Refuse,
-    ReleaseToken,
-    ResumedReport,
     SessionBinding,
     SessionChannel,
     SessionKeys,
@@ -121,21 +120,9 @@ class Conversation:
         if self._channel.established:
             await self.send(Refuse(code=code[:64], message=message[:1000]))
 
-    def seal_token(self, token: ReleaseToken) -> bytes:
-        """Seal the right to execute; see `SessionChannel.seal_token`."""
-        return self._channel.seal_token(token)
-
-    def open_token(self, payload: bytes) -> ReleaseToken:
-        """Open a token; see `SessionChannel.open_token`."""
-        return self._channel.open_token(payload)
-
-    def seal_resumed(self, report: ResumedReport) -> bytes:
-        """Seal the confirmation; see `SessionChannel.seal_resumed`."""
-        return self._channel.seal_resumed(report)
-
-    def open_resumed(self, payload: bytes) -> ResumedReport:
-        """Open a confirmation; see `SessionChannel.open_resumed`."""
-        return self._channel.open_resumed(payload)
+    def handoff_seals(self) -> HandoffSeals:
+        """What seals and opens token and confirmation; see `SessionChannel.handoff_seals`."""
+        return self._channel.handoff_seals()
 
 
 def open_conversation(

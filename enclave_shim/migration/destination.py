@@ -31,11 +31,14 @@ from optmigd.enclave_shim.migration.common import (
     Identity,
     Log,
     ReceiveOrders,
-    Streams,
 )
 from optmigd.enclave_shim.migration.conversation import PeerRefused, open_conversation
+from optmigd.enclave_shim.migration.departure import free
+from optmigd.enclave_shim.migration.part import Announcer, Part
 from optmigd.enclave_shim.migration.proposal import check_proposal, resident_runs
 from optmigd.enclave_shim.migration.report import DestinationReport, Parts, boot_id, root_cause
+from optmigd.enclave_shim.migration.takeover import Takeover
+from optmigd.enclave_shim.remembered import DestinationFacts, Memory, UnderWay
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.ciphers import choose_cipher
 from optmigd.protocol.errors import (
@@ -46,9 +49,8 @@ from optmigd.protocol.errors import (
     MigrationFailed,
     OptmigError,
     RemoteProtocolError,
-    to_wire,
 )
-from optmigd.protocol.handoff import Action, Event, Migration, Phase, Role, check_token
+from optmigd.protocol.handoff import Action, Event, Migration, Phase, Role
 from optmigd.protocol.link import WireBlocker
 from optmigd.protocol.records import state_digest
 from optmigd.protocol.session import (
@@ -56,7 +58,6 @@ from optmigd.protocol.session import (
     Manifest,
     Proposal,
     Ready,
-    ResumedReport,
 )
 from optmigd.protocol.wire import encode
 
@@ -68,7 +69,7 @@ Prepare = Callable[[], Awaitable[Enclave]]
 """Makes memory, directories and the waiting process of the new instance."""
 
 
-class Destination:
+class Destination(Part):
     """One migration to here; `run` it once.
 
     Args:
@@ -76,6 +77,7 @@ class Destination:
         orders: how.
         prepare: makes the instance; called when nothing is in the way.
         digests: of this host's files.
+        memory: the vault, for the agent after this one.
         emit: sends events of this migration to the daemon.
         log: bound to the migration.
 
@@ -87,36 +89,35 @@ class Destination:
         orders: ReceiveOrders,
         prepare: Prepare,
         digests: preflight.DigestCache,
+        memory: Memory,
         emit: Emit,
         log: Log,
     ) -> None:
+        migration = Migration(Role.DESTINATION)
+        binding = orders.binding
+        announcer = Announcer(migration, binding.migration_id, emit, memory)
+        super().__init__(binding, migration, announcer, streams=orders.streams)
         self.orders = orders
-        self.streams = Streams(orders.streams)
-        self.migration = Migration(Role.DESTINATION)
-        self.enclave: Enclave | None = None
         self._identity = identity
         self._prepare = prepare
         self._digests = digests
+        self._memory = memory
         self._emit = emit
         self._log = log
         self._parts = Parts()
         self._appraiser = Appraiser(identity)
         self._conversation = open_conversation(
-            "destination", identity, orders.binding, self._appraiser, emit
+            "destination", identity, binding, self._appraiser, emit
         )
-        self._report = DestinationReport(identity, orders)
+        facts = DestinationFacts(time.monotonic())
+        self._report = DestinationReport(identity, binding, orders.generation, facts)
         self._instance = os.urandom(32)
         self._scope = trio.CancelScope()
         self._cancelled_because: OptmigError | None = None
         self._actions: tuple[Action, ...] = ()
         self._arrival: Arrival | None = None
-        self._manifest: Manifest | None = None
-        self._digest = b""
-        self._same_clock = False
-        self._resumed_payload = b""
-        self._started = trio.Event()
-        self._start_error: OptmigError | None = None
-        self._state = ""
+        self._takeover: Takeover | None = None
+        memory.note_migration(UnderWay(binding.migration_id, "destination"))
 
     # ---- what the agent calls ----
 
@@ -140,48 +141,32 @@ class Destination:
         self._scope.cancel()
 
     async def token_delivered(self, payload: bytes) -> None:
-        """Take the right to execute, and use it; a repetition is answered again.
-
-        Raises:
-            DecryptFailed, RemoteProtocolError: it is no token for this instance and state.
-            RuntimeFailed: the program could not be started.
-
-        """
-        manifest = self._manifest
-        if manifest is None or not self._digest:
+        """Take the right to execute, and use it; see `Takeover`."""
+        if self._takeover is None:
             raise RemoteProtocolError("a token before READY")
-        check_token(
-            self._conversation.open_token(payload),
-            migration_id=self.orders.binding.migration_id,
-            generation=manifest.generation,
-            instance=self._instance,
-            state_digest=self._digest,
-        )
-        actions = self.migration.handle(Event.TOKEN_ACCEPTED)
-        if Action.RUN in actions:
-            with trio.CancelScope(shield=True):
-                await self._start(manifest)
-        if self._resumed_payload:
-            await self._emit("resumed", {"payload": self._resumed_payload})
+        await self._takeover.token_delivered(payload)
 
     async def daemon_back(self) -> None:
         """A daemon has connected: tell it where this side stands."""
-        self._state = ""
-        await self._enter()
+        if self._takeover is not None:
+            await self._takeover.repeat()
+        await self.announcer.enter(again=True)
+        await super().daemon_back()
 
     # ---- the migration ----
 
     async def run(self) -> None:
         """Carry the migration through; `ended` was emitted when this returns."""
-        await self._enter()
+        await self.announcer.enter()
         error: OptmigError | None = None
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._conversation.listen)
                     nursery.start_soon(self._shut_streams_at_the_end)
-                    if await self._up_to_ready(nursery):
-                        await self._started.wait()
+                    takeover = await self._up_to_ready(nursery)
+                    if takeover is not None:
+                        await takeover.started.wait()
                     nursery.cancel_scope.cancel()
         except (Exception, BaseExceptionGroup) as group:
             error = root_cause(group, self._log)
@@ -189,13 +174,16 @@ class Destination:
                 raise
         finally:
             self.streams.close()
-        if self.migration.released:
-            await self._started.wait()
-            error = None
-        await self._end(error or self._start_error)
+        if self._takeover is not None:
+            if self.migration.released:
+                await self._takeover.started.wait()
+                error = None
+            self._actions = self._takeover.actions or self._actions
+            error = error or self._takeover.start_error
+        await self._end(error)
 
-    async def _up_to_ready(self, nursery: trio.Nursery) -> bool:
-        """Everything until the token is awaited; False if there is nothing to wait for."""
+    async def _up_to_ready(self, nursery: trio.Nursery) -> Takeover | None:
+        """Everything until the token is awaited; None if there is nothing to wait for."""
         keys = await self._conversation.established()
         proposal = await self._conversation.receive(Proposal)
         blockers = await trio.to_thread.run_sync(
@@ -214,10 +202,11 @@ class Destination:
         )
         if not going:
             await self._conversation.send(answer)
-            return await self._stop_at_answer(blockers)
+            await self._stop_at_answer(blockers)
+            return None
         self.migration.handle(Event.OFFERED)
         self._report.setup_done()
-        await self._enter()
+        await self.announcer.enter()
         await self._conversation.send(answer)
         self._arrival = arrival = Arrival(self._instance_here(), self.orders, self.migration)
         manifest = await arrival.receive_all(
@@ -227,12 +216,11 @@ class Destination:
             raise RemoteProtocolError("the manifest names another generation")
         if not arrival.fits(manifest):
             raise self._differs("the manifest does not fit what has arrived")
-        await self._verify(manifest, proposal, arrival.chain)
-        return True
+        return await self._verify(manifest, proposal, arrival)
 
-    async def _stop_at_answer(self, blockers: list[Blocker]) -> bool:
+    async def _stop_at_answer(self, blockers: list[Blocker]) -> None:
         if self.orders.dry_run:
-            return False
+            return
         if blockers:
             raise MigrationBlocked(f"{len(blockers)} blocker(s) here", blockers=blockers)
         # The source has blockers of its own and only asked for ours; it will say so.
@@ -259,7 +247,7 @@ class Destination:
 
     # ---- hand-off ----
 
-    async def _verify(self, manifest: Manifest, proposal: Proposal, chain: bytes) -> None:
+    async def _verify(self, manifest: Manifest, proposal: Proposal, arrival: Arrival) -> Takeover:
         """Make sure that the state here is the source's, put it in its place, and say READY."""
         enclave = self._instance_here()
         if manifest.arena_digest:
@@ -274,53 +262,38 @@ class Destination:
         if blockers:
             raise MigrationBlocked("files that the program opened meanwhile", blockers=blockers)
         self.migration.handle(Event.MANIFEST_EQUAL)
-        await self._enter()
+        await self.announcer.enter()
         with self._parts.measure("prepare"):
             await enclave.process.command(Command.PREPARE)
-        self._manifest = manifest
-        self._same_clock = proposal.boot_id == boot_id()
-        self._digest = state_digest(
-            self.orders.binding.migration_id,
-            manifest.generation,
-            chain,
-            encode(manifest),
+        binding, facts = self.binding, self._report.facts
+        facts.peer, facts.received_bytes = self._appraiser.claims, arrival.received_bytes
+        digest = state_digest(
+            binding.migration_id, manifest.generation, arrival.chain, encode(manifest)
         )
+        takeover = Takeover(
+            enclave,
+            binding,
+            self.migration,
+            generation=self.orders.generation,
+            instance=self._instance,
+            digest=digest,
+            manifest=manifest,
+            same_clock=proposal.boot_id == boot_id(),
+            seals=self._conversation.handoff_seals(),
+            report=self._report,
+            parts=self._parts,
+            memory=self._memory,
+            emit=self._emit,
+        )
+        takeover.note()  # before READY: from then on this may be the only instance
         self.migration.handle(Event.PREPARED)
+        self._takeover = takeover
         try:
-            await self._conversation.send(Ready(self._digest))
+            await self._conversation.send(Ready(digest))
         except ChannelClosed:
             # It may have got out or not. If it has, the source may let go: so wait.
             self._log.warning("ready_perhaps_undelivered")
-
-    async def _start(self, manifest: Manifest) -> None:
-        enclave = self._instance_here()
-        begun_s = time.monotonic()
-        try:
-            await enclave.process.command(Command.RUN)
-        except OptmigError as error:
-            self._actions = self.migration.handle(Event.FAULT)
-            self._start_error = error
-            self._started.set()
-            raise
-        self.migration.handle(Event.RUNNING)
-        enclave.generation = manifest.generation
-        running_ns = enclave.process.ctl["running_ns"]
-        running_real_ns = time.time_ns() - (time.monotonic_ns() - running_ns)
-        self._parts.parts_ms["run"] = round(running_ns * 1e-6 - begun_s * 1e3, 3)
-        if self._same_clock:
-            gap_ns = running_real_ns - manifest.parked_real_ns
-            self._parts.parts_ms["program_gap"] = round(gap_ns * 1e-6, 3)
-        self._resumed_payload = self._conversation.seal_resumed(
-            ResumedReport(
-                migration_id=self.orders.binding.migration_id,
-                generation=manifest.generation,
-                parts=dict(self._parts.parts_ms),
-                running_real_ns=running_real_ns,
-                # Made now that the program runs: on real hardware it may take its time.
-                evidence=self._report.evidence_of(self._digest, manifest),
-            )
-        )
-        self._started.set()
+        return takeover
 
     def _differs(self, message: str) -> MigrationFailed:
         self._actions = self.migration.handle(Event.MANIFEST_DIFFERS)
@@ -348,11 +321,13 @@ class Destination:
         if outcome != "completed":
             await self._destroy()
         self._log.info("migration_ended", outcome=outcome, error=error and error.message)
-        received_bytes = self._arrival.received_bytes if self._arrival else 0
-        report = self._report.fields(self._parts, received_bytes, self._appraiser.claims)
-        await self._enter()
-        fields = None if error is None else to_wire(error)
-        await self._emit("ended", {"outcome": outcome, "error": fields, "report": report})
+        if self._arrival is not None:
+            self._report.facts.received_bytes = self._arrival.received_bytes
+        self._report.facts.peer = self._appraiser.claims
+        confirmation = self._takeover.confirmation if self._takeover else b""
+        await self.announcer.enter()
+        report = self._report.fields(self._parts)
+        await self.announcer.end(outcome, error, report, confirmation)
 
     async def _tell_source(self, error: OptmigError) -> None:
         with trio.move_on_after(FAREWELL_TIMEOUT_S) as scope:
@@ -366,13 +341,4 @@ class Destination:
         """End the waiting process and give its memory back."""
         if self.enclave is not None:
             with trio.CancelScope(shield=True):
-                self.enclave.process.kill()
-                await self.enclave.process.exited.wait()
-                await trio.to_thread.run_sync(self.enclave.arena.close)
-
-    async def _enter(self) -> None:
-        """Tell the daemon the state, if it is a new one."""
-        state = self.migration.state.value
-        if state != self._state:
-            self._state = state
-            await self._emit("state", {"state": state})
+                await free(self.enclave)

@@ -18,17 +18,16 @@ import trio
 from optmigd.enclave_shim.migration.common import (
     Binding,
     Enclave,
-    ExportOrders,
     Identity,
     Log,
     Params,
-    ReceiveOrders,
 )
 from optmigd.enclave_shim.migration.conversation import PeerRefused
 from optmigd.enclave_shim.migration.forecast import FIXED_DOWNTIME_MS
 from optmigd.enclave_shim.migration.rounds import Rounds
 from optmigd.enclave_shim.platforms import Claims
 from optmigd.enclave_shim.process import Process
+from optmigd.enclave_shim.remembered import DestinationFacts, SourceFacts
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.convergence import (
     PAGE_BYTES,
@@ -174,55 +173,47 @@ def timed_out(timeout_s: float) -> MigrationTimeout:
 class SourceReport:
     """Collects what the source knows of a migration, for `ended` and for its receipt."""
 
-    def __init__(self, enclave: Enclave, orders: ExportOrders) -> None:
-        self.total_bytes = 0
+    def __init__(self, enclave: Enclave, facts: SourceFacts) -> None:
+        self.facts = facts
         self.blockers: list[Blocker] = []
         self.forecast: Params | None = None
-        self.parked_real_ns = 0
         self._enclave = enclave
-        self._orders = orders
-        self._rounds: list[Params] = []
-        self._started_s = time.monotonic()
-        self._setup_s: float | None = None
         self._ended_s: float | None = None
-        self._parked_ns = 0
-        self._transferred_bytes = 0
-        self._core = b""
-        self._state_digest = b""
-        self._verified = False
-        self._peer: Claims | None = None
         self._resumed: ResumedReport | None = None
 
     def setup_done(self) -> None:
         """Both sides are ready for the first round."""
-        self._setup_s = time.monotonic()
+        self.facts.setup_s = time.monotonic()
 
     def add_round(self, stats: RoundStats) -> Params:
         """Note a round; returns it as events show it."""
-        self._rounds.append(round_fields(stats))
-        return self._rounds[-1]
+        self.facts.rounds.append(round_fields(stats))
+        return self.facts.rounds[-1]
 
     def parked(self, process: Process) -> None:
         """The program stands still since `ctl.parked_ns`."""
-        self._parked_ns = process.ctl["parked_ns"]
-        self.parked_real_ns = time.time_ns() - (time.monotonic_ns() - self._parked_ns)
+        facts = self.facts
+        facts.parked_ns = process.ctl["parked_ns"]
+        facts.parked_real_ns = time.time_ns() - (time.monotonic_ns() - facts.parked_ns)
 
     def rounds_done(self, rounds: Rounds) -> None:
         """Nothing more is sent."""
-        self._transferred_bytes = rounds.transferred_bytes
+        self.facts.transferred_bytes = rounds.transferred_bytes
 
-    def released(self, digest: bytes, manifest: Manifest) -> None:
-        """The point of no return is past."""
-        self._state_digest = digest
-        self._verified = bool(manifest.arena_digest)
-        binding = self._orders.binding
-        self._core = receipt_core(binding, self._enclave.identity, digest, manifest)
+    def releasing(
+        self, binding: Binding, digest: bytes, manifest: Manifest, peer: Claims | None
+    ) -> None:
+        """All is sent and equal on both sides."""
+        facts = self.facts
+        facts.state_digest = digest
+        facts.verified = bool(manifest.arena_digest)
+        facts.core = receipt_core(binding, self._enclave.identity, digest, manifest)
+        facts.peer = peer
 
-    def resumed(self, report: ResumedReport, peer: Claims | None) -> None:
+    def resumed(self, report: ResumedReport) -> None:
         """The destination has confirmed that it runs; the downtime, as seen here, is over."""
         self._ended_s = time.monotonic()
         self._resumed = report
-        self._peer = peer
 
     def _peer_signed_the_same(self, report: ResumedReport) -> bool:
         """Whether the destination's evidence is over the core that this side knows.
@@ -233,27 +224,28 @@ class SourceReport:
             claims = self._enclave.identity.platform.verify(report.evidence)
         except AttestationFailed:
             return False
-        return claims.report_data == receipt_data(self._core)
+        return claims.report_data == receipt_data(self.facts.core)
 
     def fields(self, parts: Parts) -> Params:
         """The report of Contract 1."""
+        facts = self.facts
         ended_s = self._ended_s or time.monotonic()
-        total_s = ended_s - self._started_s
-        moved_s = ended_s - (self._setup_s or self._started_s)
-        speed = self._transferred_bytes / moved_s if self._setup_s else 0.0
+        total_s = ended_s - facts.started_s
+        moved_s = ended_s - (facts.setup_s or facts.started_s)
+        speed = facts.transferred_bytes / moved_s if facts.setup_s else 0.0
         fields: Params = {
-            "mode": self._orders.mode,
+            "mode": facts.mode,
             "platform": self._enclave.identity.platform.name,
-            "rounds": self._rounds,
-            "total_bytes": self.total_bytes,
-            "transferred_bytes": self._transferred_bytes,
-            "zero_pages": sum(entry["zero_pages"] for entry in self._rounds),
-            "setup_time_ms": _ms((self._setup_s or ended_s) - self._started_s),
+            "rounds": facts.rounds,
+            "total_bytes": facts.total_bytes,
+            "transferred_bytes": facts.transferred_bytes,
+            "zero_pages": sum(entry["zero_pages"] for entry in facts.rounds),
+            "setup_time_ms": _ms((facts.setup_s or ended_s) - facts.started_s),
             "total_time_ms": _ms(total_s),
             "downtime_ms": None,
             "downtime_parts_ms": dict(parts.parts_ms),
             "throughput_mbps": round(speed * 8e-6, 1),
-            "state_digest": self._state_digest.hex(),
+            "state_digest": facts.state_digest.hex(),
             "owner_generation": self._enclave.generation,
             "verified": None,
             "blockers": [blocker.as_fields() for blocker in self.blockers],
@@ -265,23 +257,23 @@ class SourceReport:
         return fields
 
     def _add_success(self, fields: Params, resumed: ResumedReport) -> None:
-        theirs = dict(resumed.parts)
+        facts, theirs = self.facts, dict(resumed.parts)
         # By this host's clock alone, so it holds the way back of the confirmation too.
-        fields["downtime_ms"] = _ms((self._ended_s or 0.0) - self._parked_ns * 1e-9)
+        fields["downtime_ms"] = _ms((self._ended_s or 0.0) - facts.parked_ns * 1e-9)
         fields["program_gap_ms"] = theirs.pop("program_gap", None)
         fields["destination_parts_ms"] = theirs
         fields["owner_generation"] = resumed.generation
-        fields["verified"] = True if self._verified else None
+        fields["verified"] = True if facts.verified else None
         body = pack(
             {
                 "role": "source",
-                "core": self._core,
-                "peer": claims_fields(self._peer) if self._peer else None,
+                "core": facts.core,
+                "peer": claims_fields(facts.peer) if facts.peer else None,
                 "peer_evidence": resumed.evidence,
                 "peer_evidence_valid": self._peer_signed_the_same(resumed),
                 "downtime_ms": fields["downtime_ms"],
                 "total_time_ms": fields["total_time_ms"],
-                "transferred_bytes": self._transferred_bytes,
+                "transferred_bytes": facts.transferred_bytes,
             }
         )
         fields["receipt"] = make_receipt(self._enclave.identity, body)
@@ -290,40 +282,45 @@ class SourceReport:
 class DestinationReport:
     """Collects what the destination knows of a migration, for `ended` and for its receipt."""
 
-    def __init__(self, identity: Identity, orders: ReceiveOrders) -> None:
+    def __init__(
+        self, identity: Identity, binding: Binding, generation: int, facts: DestinationFacts
+    ) -> None:
+        self.facts = facts
         self._identity = identity
-        self._orders = orders
-        self._started_s = time.monotonic()
-        self._setup_s: float | None = None
+        self._binding = binding
+        self._generation = generation
         self._core = b""
         self._digest = b""
         self._manifest: Manifest | None = None
 
     def setup_done(self) -> None:
         """This side is ready for the first round."""
-        self._setup_s = time.monotonic()
+        self.facts.setup_s = time.monotonic()
 
-    def evidence_of(self, digest: bytes, manifest: Manifest) -> bytes:
-        """All has arrived as it was sent: this enclave's evidence over the receipt's core."""
+    def arrived(self, digest: bytes, manifest: Manifest) -> None:
+        """All has arrived as it was sent, and the program runs here."""
         self._digest = digest
         self._manifest = manifest
-        self._core = receipt_core(self._orders.binding, self._identity, digest, manifest)
+        self._core = receipt_core(self._binding, self._identity, digest, manifest)
+
+    def evidence(self) -> bytes:
+        """This enclave's evidence over the receipt's core."""
         return self._identity.platform.evidence(
             self._identity.measurement, receipt_data(self._core)
         )
 
-    def fields(self, parts: Parts, received_bytes: int, peer: Claims | None) -> Params:
+    def fields(self, parts: Parts) -> Params:
         """The report of Contract 1, as far as this side knows it."""
-        manifest = self._manifest
+        facts, manifest = self.facts, self._manifest
         now_s = time.monotonic()
         fields: Params = {
             "platform": self._identity.platform.name,
-            "transferred_bytes": received_bytes,
-            "setup_time_ms": _ms((self._setup_s or now_s) - self._started_s),
-            "total_time_ms": _ms(now_s - self._started_s),
+            "transferred_bytes": facts.received_bytes,
+            "setup_time_ms": _ms((facts.setup_s or now_s) - facts.started_s),
+            "total_time_ms": _ms(now_s - facts.started_s),
             "downtime_parts_ms": dict(parts.parts_ms),
             "state_digest": self._digest.hex(),
-            "owner_generation": manifest.generation if manifest else self._orders.generation,
+            "owner_generation": manifest.generation if manifest else self._generation,
             "verified": True if manifest and manifest.arena_digest else None,
             "receipt": None,
         }
@@ -332,9 +329,9 @@ class DestinationReport:
                 {
                     "role": "destination",
                     "core": self._core,
-                    "peer": claims_fields(peer) if peer else None,
+                    "peer": claims_fields(facts.peer) if facts.peer else None,
                     "parts_ms": dict(parts.parts_ms),
-                    "transferred_bytes": received_bytes,
+                    "transferred_bytes": facts.received_bytes,
                 }
             )
             fields["receipt"] = make_receipt(self._identity, body)

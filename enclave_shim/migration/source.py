@@ -7,10 +7,10 @@ The order (`optmigd.protocol.states` has the table that this walks):
    meanwhile, decide.
 3. `pre-switchover`, `switchover`: park the program, collect for the last time, send the rest, the
    files' last changes and the manifest. The destination answers READY with its own digest.
-4. The point of no return: the token is sealed, the instance is made unable to run, the table says
-   `released`. There is no checkpoint between these, so no cancel can come between them. Only then
-   the token is let out.
-5. RESUMED comes back: the memory is freed.
+4. The point of no return: the token is sealed and noted in the vault, the instance is made unable
+   to run, the table says `released`. There is no checkpoint between these, so no cancel can come
+   between them. Only then the token is let out.
+5. RESUMED comes back: the memory is freed (see `departure`).
 
 Before 4 every end but success unwinds: streams stopped, tracker disarmed, program resumed, the
 destination told to give up. After 4 nothing does: `run` waits for RESUMED as long as it takes.
@@ -28,15 +28,15 @@ from optmigd.enclave_shim.migration.common import (
     Enclave,
     ExportOrders,
     Log,
-    Params,
-    Streams,
 )
 from optmigd.enclave_shim.migration.conversation import open_conversation
+from optmigd.enclave_shim.migration.departure import Departure, free
 from optmigd.enclave_shim.migration.forecast import (
     FIXED_DOWNTIME_MS,
     forecast_fields,
     sample_dirty,
 )
+from optmigd.enclave_shim.migration.part import Announcer, Part
 from optmigd.enclave_shim.migration.proposal import make_proposal
 from optmigd.enclave_shim.migration.report import (
     Parts,
@@ -54,6 +54,7 @@ from optmigd.enclave_shim.migration.switchover import (
     receive_ready,
 )
 from optmigd.enclave_shim.migration.throttle import Throttle
+from optmigd.enclave_shim.remembered import Memory, SourceFacts, UnderWay
 from optmigd.enclave_shim.tracker import probe
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.ciphers import check_chosen
@@ -73,7 +74,6 @@ from optmigd.protocol.errors import (
     NotConverging,
     OptmigError,
     RemoteProtocolError,
-    to_wire,
 )
 from optmigd.protocol.handoff import Action, Event, Migration, Role
 from optmigd.protocol.records import state_digest
@@ -90,37 +90,42 @@ REFUSAL_GRACE_S = 0.3
 FAREWELL_TIMEOUT_S = 2.0
 
 
-class Source:
+class Source(Part):
     """One migration away from here; `run` it once.
 
     Args:
         enclave: what moves.
         orders: how.
+        memory: the vault, for the agent after this one.
         emit: sends events of this migration to the daemon.
         log: bound to the migration.
 
     """
 
-    def __init__(self, enclave: Enclave, orders: ExportOrders, emit: Emit, log: Log) -> None:
-        self.enclave = enclave
+    enclave: Enclave
+
+    def __init__(
+        self, enclave: Enclave, orders: ExportOrders, memory: Memory, emit: Emit, log: Log
+    ) -> None:
+        migration = Migration(Role.SOURCE)
+        binding = orders.binding
+        announcer = Announcer(migration, binding.migration_id, emit, memory)
+        super().__init__(binding, migration, announcer, enclave=enclave, streams=orders.streams)
         self.orders = orders
-        self.streams = Streams(orders.streams)
-        self.migration = Migration(Role.SOURCE)
+        self._memory = memory
         self._emit = emit
         self._log = log
         self._parts = Parts()
         who = enclave.identity
         self._appraiser = Appraiser(who)
-        self._conversation = open_conversation("source", who, orders.binding, self._appraiser, emit)
-        self._report = SourceReport(enclave, orders)
+        self._conversation = open_conversation("source", who, binding, self._appraiser, emit)
+        self._report = SourceReport(enclave, SourceFacts(orders.mode, time.monotonic()))
         self._scope = trio.CancelScope()
         self._cancelled_because: OptmigError | None = None
         self._actions: tuple[Action, ...] = ()
         self._rounds: Rounds | None = None
-        self._token = b""
-        self._released_s = 0.0
-        self._resumed = trio.Event()
-        self._state = ""
+        self._departure: Departure | None = None
+        memory.note_migration(UnderWay(binding.migration_id, "source"))
 
     # ---- what the agent calls ----
 
@@ -151,36 +156,30 @@ class Source:
         self._scope.cancel()
 
     async def daemon_back(self) -> None:
-        """A daemon has connected: if the token is out and unanswered, let it out again."""
-        if self.migration.handle(Event.RECONNECTED):
-            await self._send_token()
+        """A daemon has connected: tell it again what it may have missed."""
+        if self._departure is not None:
+            await self._departure.daemon_back()
+        else:
+            await super().daemon_back()
 
     async def resumed_delivered(self, payload: bytes) -> None:
-        """Take the destination's confirmation that it runs; repetitions change nothing.
-
-        Raises:
-            DecryptFailed, RemoteProtocolError: it is not this migration's confirmation.
-
-        """
-        report = self._conversation.open_resumed(payload)
-        expected = (self.orders.binding.migration_id, self.enclave.generation + 1)
-        if (report.migration_id, report.generation) != expected:
-            raise RemoteProtocolError("a confirmation of another migration or generation")
-        if self._resumed.is_set():
-            return
-        self.migration.handle(Event.RESUMED_RECEIVED)
-        self._report.resumed(report, self._appraiser.claims)
-        self._resumed.set()
+        """Take the destination's confirmation that it runs; see `Departure`."""
+        if self._departure is None:
+            raise RemoteProtocolError("a confirmation of what was not released")
+        await self._departure.resumed_delivered(payload)
 
     # ---- the migration ----
 
     async def run(self) -> None:
         """Carry the migration through; `ended` was emitted when this returns."""
-        await self._enter()
+        await self.announcer.enter()
         try:
             error = await self._move()
-            if self.migration.released:
-                await self._complete()
+            if self._departure is not None:
+                await self._departure.complete()
+                await free(self.enclave)
+                await self._disarm()
+                self._log.info("source_freed")
             else:
                 await self._end(error)
         finally:
@@ -235,7 +234,7 @@ class Source:
                 nursery.start_soon(self._tell_progress, rounds, active)
                 nursery.start_soon(throttle.run)
                 if self.orders.mode == "precopy":
-                    await self._enter()
+                    await self.announcer.enter()
                     await self._pre_copy(rounds, throttle)
                     await throttle.stop()
                 active.cancel()
@@ -256,7 +255,7 @@ class Source:
         proposal: Proposal = await trio.to_thread.run_sync(
             lambda: make_proposal(enclave, orders, needs, dry_run=only_ask)
         )
-        self._report.total_bytes = proposal.resident_bytes
+        self._report.facts.total_bytes = proposal.resident_bytes
         await self._conversation.send(proposal)
         answer = await self._conversation.receive(Answer)
         blockers += [Blocker(b.code, b.subject, b.message) for b in answer.blockers]
@@ -332,7 +331,9 @@ class Source:
         while not active.cancel_called:
             await trio.sleep(PROGRESS_INTERVAL_S)
             if not active.cancel_called:
-                await self._emit("progress", progress_fields(rounds, self._report.total_bytes))
+                await self._emit(
+                    "progress", progress_fields(rounds, self._report.facts.total_bytes)
+                )
 
     # ---- switchover ----
 
@@ -340,12 +341,12 @@ class Source:
         """Park the program, send the rest, and cross the point of no return."""
         process, parts, binding = self.enclave.process, self._parts, self.orders.binding
         self.migration.handle(Event.CONVERGED)
-        await self._enter()
+        await self.announcer.enter()
         with parts.measure("quiesce"):
             await process.quiesce(QUIESCE_TIMEOUT_S)
         self._report.parked(process)
         self.migration.handle(Event.QUIESCED)
-        await self._enter()
+        await self.announcer.enter()
         with parts.measure("last_scan"):
             if self.orders.mode == "precopy":
                 rounds.collect()
@@ -357,7 +358,11 @@ class Source:
         self._report.add_round(rounds.record())
         with parts.measure("manifest"):
             manifest = await make_manifest(
-                self.enclave, rounds, needs, self._report.parked_real_ns, verify=self.orders.verify
+                self.enclave,
+                rounds,
+                needs,
+                self._report.facts.parked_real_ns,
+                verify=self.orders.verify,
             )
             await self._conversation.send(manifest)
         self.migration.handle(Event.MANIFEST_SENT)
@@ -369,40 +374,31 @@ class Source:
         if not hmac.compare_digest(ready.digest, ours):
             raise MigrationFailed("the destination has received another state than was sent")
         self.migration.handle(Event.READY_EQUAL)
-        self._released_s = time.monotonic()
-        token = self._conversation.seal_token(
-            ReleaseToken(binding.migration_id, manifest.generation, answer.instance, ours)
+        self._report.rounds_done(rounds)
+        self._report.releasing(binding, ours, manifest, self._appraiser.claims)
+        seals = self._conversation.handoff_seals()
+        departure = Departure(
+            self.enclave,
+            binding,
+            self.migration,
+            seals.seal_token(
+                ReleaseToken(binding.migration_id, manifest.generation, answer.instance, ours)
+            ),
+            seals,
+            self._report,
+            parts,
+            time.monotonic(),
+            self.announcer,
+            self._emit,
+            self._log,
         )
         # From here to the end of this function nothing may wait: see the module's text.
+        departure.note(self._memory)
         process.release()
         self.migration.handle(Event.TOKEN_MADE)
-        self._token = token
-        self._report.released(ours, manifest)
+        self._departure = departure
 
     # ---- the end ----
-
-    async def _complete(self) -> None:
-        """Let the token out, wait for RESUMED as long as it takes, and free everything."""
-        self._log.info("released", generation=self.enclave.generation + 1)
-        try:
-            await self._send_token()
-        except ChannelClosed:
-            self._log.warning("release_waits_for_daemon")  # `daemon_back` repeats it
-        self._parts.parts_ms["release"] = _ms_since(self._released_s)
-        sent_s = time.monotonic()
-        await self._resumed.wait()
-        self._parts.parts_ms["resume"] = _ms_since(sent_s)
-        fields = self._report.fields(self._parts)
-        self.enclave.process.kill()
-        await self._enter()
-        await self._tell_end("completed", None, fields)
-        await self.enclave.process.exited.wait()
-        await self._disarm()
-        await trio.to_thread.run_sync(self.enclave.arena.close)
-        self._log.info("source_freed")
-
-    async def _send_token(self) -> None:
-        await self._emit("release", {"payload": self._token})
 
     async def _end(self, error: OptmigError | None) -> None:
         """Unwind: the program runs on, the destination learns that it is over."""
@@ -420,8 +416,8 @@ class Source:
         elif self._cancelled_because is not None:
             outcome = "cancelled"
         self._log.info("migration_ended", outcome=outcome, error=error and error.message)
-        await self._enter()
-        await self._tell_end(outcome, error, self._report.fields(self._parts))
+        await self.announcer.enter()
+        await self.announcer.end(outcome, error, self._report.fields(self._parts))
 
     async def _disarm(self) -> None:
         """Stop tracking: not before the token is out or the program resumed, for it takes time."""
@@ -435,18 +431,3 @@ class Source:
                 await self._conversation.refuse(error.code, "the source has ended the migration")
             except ChannelClosed:
                 self._log.info("destination_not_told")
-
-    async def _tell_end(self, outcome: str, error: OptmigError | None, report: Params) -> None:
-        fields = None if error is None else to_wire(error)
-        await self._emit("ended", {"outcome": outcome, "error": fields, "report": report})
-
-    async def _enter(self) -> None:
-        """Tell the daemon the state, if it is a new one."""
-        state = self.migration.state.value
-        if state != self._state:
-            self._state = state
-            await self._emit("state", {"state": state})
-
-
-def _ms_since(start_s: float) -> float:
-    return round((time.monotonic() - start_s) * 1e3, 3)

@@ -2,7 +2,8 @@
  *
  * It maps the control block and the arena, puts .data/.bss into the arena, hands the tracker's
  * descriptors to the shim agent, and then either starts the program on a stack in the arena
- * (launch) or waits for the agent's commands (restore). */
+ * (launch) or waits for the agent's commands (restore). The process ends with its keeper: that is
+ * arranged before exec (PR_SET_PDEATHSIG) and must not be undone here. */
 #include "rt.h"
 
 #define AT_NULL 0
@@ -15,7 +16,6 @@
 
 #define PROT_RW 3
 #define MAP_SHARED_FIXED 0x11
-#define PR_SET_PDEATHSIG 1
 #define PR_SET_DUMPABLE 4
 #define PR_SET_SYSCALL_USER_DISPATCH 59
 #define F_DUPFD_CLOEXEC 1030
@@ -400,8 +400,6 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
   CTL->threads = CTL->running = 1;
   CTL->parked = 0;
   if (CTL->mode == MODE_RESTORE) {
-    /* An instance that only waits is worth nothing without its agent; one that runs outlives it. */
-    raw5(__NR_prctl, PR_SET_PDEATHSIG, 9, 0, 0, 0);
     map_data(&b, 0);
     rt_wait_for_commands();
   }

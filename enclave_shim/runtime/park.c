@@ -12,7 +12,6 @@
  * call is simply made afterwards. So no check can be lost between the two. */
 #include "rt.h"
 
-#define PR_SET_PDEATHSIG 1
 #define FUTEX_WAIT 0
 #define FUTEX_WAKE 1
 #define ARCH_SET_FS 0x1002
@@ -161,7 +160,6 @@ static void run(void) {
   t->tid = (i32)raw0(__NR_gettid);
   if (t->clear_child_tid)
     raw1(__NR_set_tid_address, t->clear_child_tid);
-  raw5(__NR_prctl, PR_SET_PDEATHSIG, 0, 0, 0, 0);
   RT->moves++;
   rt_clocks_restore();
   rt_signals_restore();

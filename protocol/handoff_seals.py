@@ -1,0 +1,107 @@
+"""Sealing the release token and the confirmation, apart from the session's counted channel.
+
+Both may arrive twice, late, or over another connection, and after the channel has failed. So each
+is sealed once under a key of its own and can be opened any number of times. The keys outlive the
+session: a shim that takes up what an earlier one of the same instance has left goes on with them.
+"""
+
+from typing import Literal, TypeVar
+
+from msgspec import Struct
+from nacl.bindings import (
+    crypto_aead_chacha20poly1305_ietf_decrypt,
+    crypto_aead_chacha20poly1305_ietf_encrypt,
+)
+from nacl.exceptions import CryptoError
+
+from optmigd.protocol.errors import DecryptFailed, LocalProtocolError
+from optmigd.protocol.link import MAX_PAYLOAD_BYTES
+from optmigd.protocol.noise import TAG_BYTES
+from optmigd.protocol.session_messages import ReleaseToken, ResumedReport
+from optmigd.protocol.wire import decode, encode
+
+Role = Literal["source", "destination"]
+S = TypeVar("S", bound=Struct)
+
+
+class HandoffSeals:
+    """One side's keys of the hand-off.
+
+    A key seals one message and nothing else, so a fixed nonce is never used twice. Who restores
+    keys must know that nothing which was sealed with them has ever been let out: what was let out
+    is kept and sent again, never sealed again.
+
+    Args:
+        side: the source seals the token and opens the confirmation, the destination the reverse.
+        migration_id: 16 bytes, bound to both.
+        token_key, resumed_key: 32 bytes each; empty for one that is not needed.
+    """
+
+    def __init__(
+        self, side: Role, migration_id: bytes, *, token_key: bytes, resumed_key: bytes
+    ) -> None:
+        self.token_key = token_key
+        self.resumed_key = resumed_key
+        self._side: Role = side
+        self._migration_id = migration_id
+        self._sealed: set[str] = set()
+
+    def seal_token(self, token: ReleaseToken) -> bytes:
+        """Seal the right to execute, once.
+
+        Raises:
+            LocalProtocolError: not the source, or a token was made before.
+        """
+        return self._seal_once("source", "token", self.token_key, token)
+
+    def open_token(self, payload: bytes) -> ReleaseToken:
+        """Open a token. Whether it fits is for `check_token` to say.
+
+        Raises:
+            LocalProtocolError: not the destination.
+            DecryptFailed: it was not sealed in this session.
+            RemoteProtocolError: it is no token.
+        """
+        return self._open("destination", "token", self.token_key, payload, ReleaseToken)
+
+    def seal_resumed(self, report: ResumedReport) -> bytes:
+        """Seal the confirmation, once.
+
+        Raises:
+            LocalProtocolError: not the destination, or one was made before.
+        """
+        return self._seal_once("destination", "resumed", self.resumed_key, report)
+
+    def open_resumed(self, payload: bytes) -> ResumedReport:
+        """Open a confirmation.
+
+        Raises:
+            LocalProtocolError: not the source.
+            DecryptFailed: it was not sealed in this session.
+            RemoteProtocolError: it is no confirmation.
+        """
+        return self._open("source", "resumed", self.resumed_key, payload, ResumedReport)
+
+    def _seal_once(self, side: Role, what: str, key: bytes, message: Struct) -> bytes:
+        if self._side != side or what in self._sealed:
+            raise LocalProtocolError(f"a {what} is sealed by the {side}, once")
+        self._sealed.add(what)
+        sealed = crypto_aead_chacha20poly1305_ietf_encrypt(
+            encode(message), self._migration_id, bytes(12), key
+        )
+        if len(sealed) > MAX_PAYLOAD_BYTES:
+            raise LocalProtocolError(f"a {what} of {len(sealed)} bytes")
+        return sealed
+
+    def _open(self, side: Role, what: str, key: bytes, payload: bytes, type_: type[S]) -> S:
+        if self._side != side:
+            raise LocalProtocolError(f"a {what} is opened by the {side}")
+        if not TAG_BYTES <= len(payload) <= MAX_PAYLOAD_BYTES:
+            raise DecryptFailed(f"a {what} of an impossible length")
+        try:
+            encoded = crypto_aead_chacha20poly1305_ietf_decrypt(
+                payload, self._migration_id, bytes(12), key
+            )
+        except CryptoError as error:
+            raise DecryptFailed(f"a {what} not sealed in this session") from error
+        return decode(encoded, type_)
