@@ -5,12 +5,20 @@ promise the checker must find broken.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from optmigd.protocol.recovery import Fate, MigrationEntry, Outcome
 from optmigd.protocol.states import TRANSITIONS, Action, Event, Key, Phase, Role, Step
 from tests.model.faults import Budget
 from tests.model.rules import Rules
+
+ONE_FAULT = Budget(together=1)
+CRASH_AND_DECISION = Budget(
+    together=2, daemon_crashes=1, shim_crashes=0, losses=0, cuts=0, troubles=0, old_tokens=0
+)
+CRASH_AND_LOSS = Budget(
+    together=2, daemon_crashes=1, shim_crashes=0, cuts=0, troubles=0, operator=0, old_tokens=0
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class Broken:
 
     rules: Rules
     promise: str
-    budget: Budget = Budget(together=1)
+    budget: Budget = ONE_FAULT
 
 
 def _with(role: Role, phase: Phase, event: Event, then: Phase, *actions: Action) -> Rules:
@@ -39,9 +47,7 @@ def _any_token(*_: object, **__: object) -> None:
     """Accept every token."""
 
 
-def _remove_arrivals(
-    state: str, row: MigrationEntry | None, *, agent_alive: bool
-) -> Fate:
+def _remove_arrivals(state: str, row: MigrationEntry | None, *, agent_alive: bool) -> Fate:
     if state == "incoming":
         return Fate.REMOVE
     return Rules().fate_at_start(state, row, agent_alive=agent_alive)
@@ -66,13 +72,12 @@ def _only_given_tokens(*, token_given: bool, aborted: bool, **_: bool) -> bool:
 
 STUCK = "no way without another fault"
 _SOURCE, _DESTINATION = Role.SOURCE, Role.DESTINATION
+_DESTROYED = "the destination was destroyed while it ran"
 _RUNS_ON = "the source runs after the release"
 
 BROKEN: dict[str, Callable[[], Broken]] = {
     "a released source resumes when the link is lost": lambda: Broken(
-        _with(
-            _SOURCE, Phase.RELEASED, Event.LINK_LOST, Phase.RELEASED, Action.RESUME_SOURCE
-        ),
+        _with(_SOURCE, Phase.RELEASED, Event.LINK_LOST, Phase.RELEASED, Action.RESUME_SOURCE),
         _RUNS_ON,
     ),
     "a released source fails when it takes too long": lambda: Broken(
@@ -104,15 +109,11 @@ BROKEN: dict[str, Callable[[], Broken]] = {
         STUCK,
     ),
     "a destination runs when the link is lost": lambda: Broken(
-        _with(
-            _DESTINATION, Phase.AWAITING_TOKEN, Event.LINK_LOST, Phase.STARTING, Action.RUN
-        ),
+        _with(_DESTINATION, Phase.AWAITING_TOKEN, Event.LINK_LOST, Phase.STARTING, Action.RUN),
         "the destination was started before the release",
     ),
     "a repeated token starts again": lambda: Broken(
-        _with(
-            _DESTINATION, Phase.COMPLETED, Event.TOKEN_ACCEPTED, Phase.STARTING, Action.RUN
-        ),
+        _with(_DESTINATION, Phase.COMPLETED, Event.TOKEN_ACCEPTED, Phase.STARTING, Action.RUN),
         "started twice",
     ),
     "RESUMED is said when the token is taken": lambda: Broken(
@@ -146,20 +147,20 @@ BROKEN: dict[str, Callable[[], Broken]] = {
     ),
     "the destination's daemon destroys without asking its shim": lambda: Broken(
         Rules(shim_decides_destruction=False),
-        "the destination was destroyed while it ran",
-        Budget(together=2),
+        _DESTROYED,
+        CRASH_AND_DECISION,
     ),
     "a starting daemon removes what waits for its token": lambda: Broken(
-        Rules(fate_at_start=_remove_arrivals), STUCK
+        Rules(fate_at_start=_remove_arrivals), _DESTROYED
     ),
     "a starting daemon does not deliver": lambda: Broken(
-        Rules(must_deliver=_never), STUCK, Budget(together=2)
+        Rules(must_deliver=_never), "the source that it did not happen", CRASH_AND_LOSS
     ),
     "'pending' is answered as 'failed'": lambda: Broken(
         Rules(answer_outcome=_pending_is_failed), STUCK
     ),
     "a destination that said READY is destroyed when the link is lost": lambda: Broken(
-        Rules(may_be_released=_only_given_tokens), STUCK
+        Rules(may_be_released=_only_given_tokens), _DESTROYED
     ),
     "a confirmation is not kept": lambda: Broken(Rules(stored_confirmation=_nothing_stored), STUCK),
     "no answer ends the wait for a token": lambda: Broken(Rules(stops_waiting=_never), STUCK),

@@ -3,6 +3,7 @@
 Breadth first, so that the run that leads to a broken promise is as short as can be.
 """
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import monotonic
@@ -19,6 +20,7 @@ from tests.model.shims import (
     source_may_run,
     source_released,
 )
+from tests.model.source_side import OFFERS_AGAIN
 from tests.model.world import (
     DONE,
     HERE,
@@ -90,6 +92,13 @@ class Explorer:
             RuntimeError: there are more worlds than `most_worlds`: the space was not exhausted.
         """
         begun_s = monotonic()
+        gc.disable()  # all of it is kept to the end, and none of it refers to itself
+        try:
+            return self._explore(begun_s, most_worlds)
+        finally:
+            gc.enable()
+
+    def _explore(self, begun_s: float, most_worlds: int) -> Verdict:
         self._add(self._start, 0, -1, "")
         for number in _growing(self._worlds):
             world = self._worlds[number]
@@ -99,7 +108,7 @@ class Explorer:
                 found = self._add(after, self._depths[number] + 1, number, label)
                 if wrong := wrong_step(world, after):
                     return self._verdict(begun_s, wrong, found)
-                if world.link_up or not label.startswith(_SESSION):
+                if label != OFFERS_AGAIN and (world.link_up or not label.startswith(_SESSION)):
                     self._calm[number].append(found)
             for label, after in self._faults.moves(world):
                 found = self._add(after, self._depths[number] + 1, number, label)
@@ -116,6 +125,14 @@ class Explorer:
     def phases(self) -> tuple[set[str], set[str]]:
         """Return the phases that the two shims have been in."""
         return {w.s_phase for w in self._worlds}, {w.d_phase for w in self._worlds}
+
+    def ends(self) -> set[tuple[str, str]]:
+        """Return how the two journals say that it ended, wherever both daemons are done."""
+        return {
+            (world.s_row, world.d_row)
+            for world in self._worlds
+            if world.s_daemon == world.d_daemon == DONE and not world.excused
+        }
 
     def _calm_moves(self, world: World) -> Iterator[tuple[str, World]]:
         yield from source_side.shim_moves(world, self._shims)

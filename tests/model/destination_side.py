@@ -3,7 +3,7 @@
 from optmigd.protocol.recovery import Fate, Outcome
 from optmigd.protocol.states import Event, Phase
 from tests.model.rules import Rules
-from tests.model.shims import CANCELLED, COMPLETED, FAILED, WAITING_OR_RUNNING, Shims
+from tests.model.shims import COMPLETED, FAILED, WAITING_OR_RUNNING, Shims
 from tests.model.source_side import Moves, answer_outcome
 from tests.model.world import (
     ABORT_TO_DESTINATION,
@@ -28,6 +28,7 @@ from tests.model.world import (
     MANIFEST,
     OFFER_AGAIN,
     OLD_TOKEN,
+    PEER,
     PROPOSAL,
     READY,
     READY_FRAME,
@@ -43,7 +44,6 @@ from tests.model.world import (
     TOKEN_AGAIN,
     WAIT,
     World,
-    Entry,
     destination_entry,
 )
 
@@ -53,7 +53,6 @@ _HEARD = (
     (MANIFEST, Event.MANIFEST_EQUAL),
     (SOURCE_REFUSAL, Event.PEER_REFUSED),
 )
-_CONVERSING = (ATTEMPT, "")
 
 
 def shim_moves(world: World, rules: Rules, shims: Shims) -> Moves:
@@ -100,10 +99,9 @@ def daemon_moves(world: World, rules: Rules, shims: Shims) -> Moves:
     yield from _redelivery(world, rules)
     if doing in (CONVERSE, WAIT):
         yield from _frames(world, rules)
-        if world.d_place in (LOST, GONE):
-            # Its channel has ended; what it had said before is read first.
-            if not world.d_frames:
-                yield "destination daemon sees that its agent has gone", _go_on(world, rules)
+        # What an agent said before it went is read first.
+        if world.d_place in (LOST, GONE) and not world.d_frames:
+            yield "destination daemon sees that its agent has gone", _go_on(world, rules)
         if world.wire & OFFER_AGAIN and rules.gives_way(
             token_given=world.d_token_given, owned=world.d_instance == "running"
         ):
@@ -196,19 +194,31 @@ def _go_on(world: World, rules: Rules) -> World:
 
 
 def _wait(world: World, rules: Rules, shims: Shims) -> Moves:
-    if world.s_daemon != DOWN and not world.wire & SAID_FAILED:
-        if answer_outcome(world, rules) is Outcome.FAILED:
-            asked = world._replace(wire=world.wire | SAID_FAILED)
-            yield "destination daemon asks, the source says 'failed'", asked
+    failed = answer_outcome(world, rules) is Outcome.FAILED
+    if failed and world.s_daemon != DOWN and not world.wire & SAID_FAILED:
+        asked = world._replace(wire=world.wire | SAID_FAILED)
+        yield "destination daemon asks, the source says 'failed'", asked
     if world.wire & SAID_FAILED and rules.stops_waiting(Outcome.FAILED.value):
-        if not rules.shim_decides_destruction:
-            ended = _go_on(world._replace(d_aborted=True), rules)
-            yield "destination daemon stops waiting", ended
-        elif world.d_connected:
-            after = shims.destination(world, Event.CANCEL)
-            if after is not None:
-                ended = _go_on(after._replace(d_aborted=True), rules)
-                yield "destination shim gives up at its daemon's word", ended
+        ended = _shim_gives_up(world, rules, shims)
+        if ended is not None:
+            yield "destination shim gives up at its daemon's word", ended
+
+
+def _shim_gives_up(world: World, rules: Rules, shims: Shims) -> World | None:
+    """The daemon has its shim end the wait; the shim refuses when it has taken the token."""
+    after: World | None = world
+    if rules.shim_decides_destruction:
+        after = shims.destination(world, Event.CANCEL) if world.d_connected else None
+    return None if after is None else _go_on(after._replace(d_aborted=True), rules)
+
+
+def discard(world: World, rules: Rules, shims: Shims) -> World | None:
+    """An operator gives up the wait for a token."""
+    owned = world.d_row_resumed or world.d_instance == "running"
+    if world.d_daemon != WAIT or world.d_token_given or owned:
+        return None
+    after = _shim_gives_up(world, rules, shims)
+    return None if after is None else after._replace(excused=world.excused or "discarded")
 
 
 def _redelivery(world: World, rules: Rules) -> Moves:
@@ -216,7 +226,7 @@ def _redelivery(world: World, rules: Rules) -> Moves:
     if not world.wire & TOKEN_AGAIN:
         return
     if world.d_daemon == DONE:
-        stored = rules.stored_confirmation(destination_entry(world), Entry("", "").peer_key)
+        stored = rules.stored_confirmation(destination_entry(world), PEER)
         if stored is not None and not world.wire & RESUMED_AGAIN:
             answered = world._replace(wire=world.wire | RESUMED_AGAIN)
             yield "destination daemon answers from its journal", answered
@@ -260,7 +270,7 @@ def _destroyed_while_running(world: World) -> str:
 def _start(world: World, rules: Rules) -> World:
     """A daemon starts with nothing but the journal."""
     alive = world.d_place in (HERE, FREED)
-    entry: Entry | None = destination_entry(world) if world.d_row == "active" else None
+    entry = destination_entry(world) if world.d_row == "active" else None
     if world.d_instance == "none":
         row = world.d_row if entry is None else rules.closing_state(entry)
         return world._replace(d_daemon=DONE, d_row=row)

@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from optmigd.protocol.states import Event, Phase
-from tests.model.destination_side import old_token
+from tests.model.destination_side import discard, old_token
 from tests.model.rules import Rules
 from tests.model.shims import COMPLETED, FAILED, WAITING_OR_RUNNING, Shims, source_released
 from tests.model.source_side import cancel, give_up
 from tests.model.world import (
     CONNECTION_LOST,
-    CONVERSE,
-    DONE,
     DOWN,
     FREED,
     HERE,
@@ -33,7 +31,7 @@ class Budget:
         losses: application or keeper killed, on either side.
         cuts: the link breaks, each side noticing when it does.
         troubles: fault, time-out or broken data stream at one of the shims.
-        operator: cancel before the release, or giving the delivery up after it.
+        operator: cancel before the release, or giving up the delivery or the wait after it.
         old_tokens: a hostile host delivers a token of an earlier migration.
     """
 
@@ -144,9 +142,7 @@ class Faults:
         if world.d_phase not in WAITING_OR_RUNNING:
             again = self._shims.destination(world, Event.FAULT, silent=True) or world
         frames = (CONNECTION_LOST,) if world.d_daemon != DOWN else ()
-        crashed = again._replace(
-            d_connected=False, d_frames=frames, d_token="", d_restarted=True
-        )
+        crashed = again._replace(d_connected=False, d_frames=frames, d_token="", d_restarted=True)
         yield "CRASH of the destination's shim", crashed
 
     def _losses(self, world: World) -> Iterator[tuple[str, World]]:
@@ -203,20 +199,11 @@ class Faults:
         after = give_up(world)
         if after is not None:
             yield "the operator GIVES the delivery UP", after
+        after = discard(world, self._rules, self._shims)
+        if after is not None:
+            yield "the operator DISCARDS what waits", after
 
     def _old_token(self, world: World) -> Iterator[tuple[str, World]]:
         after = old_token(world, self._rules, self._shims)
         if after is not None:
             yield "a hostile host delivers an OLD TOKEN", after
-
-
-def over(world: World) -> bool:
-    """Whether both daemons have nothing left to do."""
-    return world.s_daemon == DONE and world.d_daemon == DONE and not (
-        world.s_link or world.d_link
-    )
-
-
-def conversing(world: World) -> bool:
-    """Whether the destination still relays the arrival."""
-    return world.d_daemon == CONVERSE

@@ -14,7 +14,7 @@ TOKENS = {
     RIGHT_TOKEN: ReleaseToken(b"m" * 16, 7, b"i" * 32, b"d" * 32),
     OLD_TOKEN: ReleaseToken(b"m" * 16, 6, b"i" * 32, b"d" * 32),
 }
-"""The token of this migration, and one that could be of an earlier stay in all but the generation."""
+"""The token of this migration, and one that differs from it in the generation alone."""
 
 
 @dataclass(frozen=True)

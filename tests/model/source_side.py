@@ -37,6 +37,7 @@ from tests.model.world import (
     NOTE_MOVED,
     NOTE_TOKEN,
     OFFER_AGAIN,
+    PEER,
     READY,
     REDELIVER,
     RELEASE,
@@ -46,13 +47,13 @@ from tests.model.world import (
     TOKEN,
     TOKEN_AGAIN,
     WITHDRAW,
-    Entry,
     World,
     source_entry,
 )
 
 Moves = Iterator[tuple[str, World]]
 
+OFFERS_AGAIN = "source offers the enclave again"
 _INNER = (
     (Phase.ACTIVE, Event.CONVERGED),
     (Phase.QUIESCING, Event.QUIESCED),
@@ -127,9 +128,7 @@ def daemon_moves(world: World, rules: Rules, shims: Shims) -> Moves:
         yield "source daemon says Abort", world._replace(s_daemon=NOTE_FAILURE, wire=wire)
     elif doing == NOTE_FAILURE:
         exited = "exited" if agent_gone else world.s_instance
-        noted = world._replace(
-            s_daemon=DONE, s_link=False, s_row=world.s_why, s_instance=exited
-        )
+        noted = world._replace(s_daemon=DONE, s_link=False, s_row=world.s_why, s_instance=exited)
         yield f"source daemon journals {world.s_why!r}", noted
     elif doing == NOTE_TOKEN:
         sent = TOKEN if world.s_link and not rules.token_journaled_first else 0
@@ -140,7 +139,7 @@ def daemon_moves(world: World, rules: Rules, shims: Shims) -> Moves:
     elif doing in (DELIVER, REDELIVER, CONFIRM, NOTE_DEPARTURE, NOTE_MOVED, CLEAR):
         yield from _deliver(world, rules, shims, agent_gone)
     elif doing == DONE and _can_offer_again(world):
-        yield "source offers the enclave again", world._replace(wire=world.wire | OFFER_AGAIN)
+        yield OFFERS_AGAIN, world._replace(wire=world.wire | OFFER_AGAIN)
 
 
 def _can_offer_again(world: World) -> bool:
@@ -240,7 +239,7 @@ def end_agent(world: World) -> World:
 def _start(world: World, rules: Rules) -> World:
     """A daemon starts with nothing but the journal."""
     alive = world.s_place in (HERE, FREED)
-    entry: Entry | None = source_entry(world) if world.s_row == "active" else None
+    entry = source_entry(world) if world.s_row == "active" else None
     fate = rules.fate_at_start(world.s_instance, entry, agent_alive=alive)
     row, instance = world.s_row, world.s_instance
     if fate in (Fate.LEFTOVER, Fate.REMOVE):
@@ -264,7 +263,7 @@ def _start(world: World, rules: Rules) -> World:
 
 def answer_outcome(world: World, rules: Rules) -> Outcome:
     """What the source's daemon answers a destination that asks."""
-    return rules.answer_outcome(source_entry(world), Entry("", "").peer_key)
+    return rules.answer_outcome(source_entry(world), PEER)
 
 
 def cancel(world: World) -> World | None:
@@ -278,5 +277,5 @@ def give_up(world: World) -> World | None:
     """An operator gives up a delivery: what was released is then nobody's here."""
     if world.s_daemon not in _TOKEN_PAST - {NOTE_TOKEN}:
         return None
-    settled = world._replace(s_row=FAILED, s_instance="exited", excused="given up")
+    settled = world._replace(s_row=FAILED, s_instance="lost", excused="given up")
     return end_agent(settled)

@@ -111,6 +111,9 @@ class World(NamedTuple):
     freed_early: str = ""
 
 
+PEER = b"peer"
+
+
 class Entry(NamedTuple):
     """A journal row as the daemon's decisions see it."""
 
@@ -118,7 +121,7 @@ class Entry(NamedTuple):
     state: str
     token: bytes | None = None
     resumed: bytes | None = None
-    peer_key: bytes = b"peer"
+    peer_key: bytes = PEER
 
 
 def source_entry(world: World) -> Entry:
