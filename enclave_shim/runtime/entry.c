@@ -403,7 +403,8 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
     /* An instance that only waits is worth nothing without its agent; one that runs outlives it. */
     raw5(__NR_prctl, PR_SET_PDEATHSIG, 9, 0, 0, 0);
     map_data(&b, 0);
-    rt_wait_for_commands();
+    struct rt_layout image = {b.data_start, b.data_end, b.data_copy, b.stack_high + HEAP_GAP_BYTES};
+    rt_wait_for_commands(&image);
   }
   map_data(&b, 1);
   init_state(&b);
