@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo test check format bench soak clean
+.PHONY: help demo test check format bench soak fuzz clean
 
 help:
 	@echo "make demo    two daemons on this machine, a program moved live between them (about 3 min)"
@@ -13,6 +13,7 @@ help:
 	@echo "make format  rewrite Python and C in the house format"
 	@echo "make bench   downtime against stop-and-copy, overhead; JSON in bench-results/"
 	@echo "make soak    hundreds of moves at random instants (SOAK_MOVES, SOAK_SEED)"
+	@echo "make fuzz    every parser fuzzed, guided by coverage (FUZZ_SECONDS for each, 60)"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
@@ -49,6 +50,10 @@ bench: $(VENV)/.run
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak -s --timeout 0 tests/migration
+
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz.run all $(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) build dist bench-results *.egg-info
