@@ -17,8 +17,8 @@ from tests.conftest import BuildProgram
 from tests.support.journeys import Journey, native_run
 
 MEMORY_BYTES = 256 << 20
-ARGUMENTS = ["150000000"]
-ATTEMPTS = 3
+ARGUMENTS = ["100000000"]
+ATTEMPTS = 2
 
 
 def newest_agent(host: Host, enclave: str) -> int | None:
@@ -44,6 +44,7 @@ def kill_agent(host: Host, enclave: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("side", ["source", "destination"])
 def test_an_agent_killed_at_a_random_instant_of_a_move_loses_nothing(
     side: str, program: BuildProgram, fresh_pair: tuple[Host, Host], tmp_path: Path
