@@ -11,7 +11,7 @@ import trio
 
 from optmigd.bench.programs import Program
 from optmigd.protocol.errors import MigrationFailed
-from tests.support.daemons import Pair, two_sites
+from tests.support.daemons import Pair, two_sites_of
 
 AGENT = (sys.executable, "-P", "-m", "tests.support.fragile_agent")
 UPDATES = "60000000"
@@ -36,7 +36,8 @@ async def assert_it_ends_rightly(pair: Pair, program: Program, *, arrived: bool)
     host, other = (pair.b, pair.a) if arrived else (pair.a, pair.b)
     end = await host.client.wait("e1")
     assert (end["exit_status"], end["host"]) == (EXIT_STATUS, host.name)
-    output = b"".join([piece async for piece in host.client.logs("e1")])
+    async with host.client.logs("e1") as pieces:
+        output = b"".join([piece async for piece in pieces])
     native = await trio.run_process([program.native, UPDATES], capture_stdout=True, check=False)
     assert output == native.stdout
     assert not list(other.directory.glob("state/enclaves/*/output.log"))
@@ -53,7 +54,7 @@ async def test_a_crash_before_the_release_leaves_it_at_the_source(
 ) -> None:
     monkeypatch.setenv("DIES_AT", point)
     with trio.fail_after(170):
-        async with two_sites(AGENT) as pair:
+        async with two_sites_of(AGENT) as pair:
             assert not await move(pair, integers)
             assert (await pair.a.client.status("e1"))["state"] in ("running", "exited")
             await assert_it_ends_rightly(pair, integers, arrived=False)
@@ -65,7 +66,7 @@ async def test_a_crash_after_the_release_completes_the_move(
 ) -> None:
     monkeypatch.setenv("DIES_AT", point)
     with trio.fail_after(170):
-        async with two_sites(AGENT) as pair:
+        async with two_sites_of(AGENT) as pair:
             assert await move(pair, integers)
             await assert_it_ends_rightly(pair, integers, arrived=True)
 
@@ -76,6 +77,6 @@ async def test_a_crash_of_the_destination_after_ready_leaves_one_side_with_it(
     """Whether the source had let go when the link broke is left to chance."""
     monkeypatch.setenv("DIES_AT", "ready said")
     with trio.fail_after(170):
-        async with two_sites(AGENT) as pair:
+        async with two_sites_of(AGENT) as pair:
             arrived = await move(pair, integers)
             await assert_it_ends_rightly(pair, integers, arrived=arrived)

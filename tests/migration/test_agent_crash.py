@@ -44,6 +44,16 @@ def kill_agent(host: Host, enclave: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def was_restarted(journey: Journey) -> bool:
+    """Whether the log of an agent of the enclave, on either host, says so."""
+    logs = f"state/enclaves/{journey.enclave}@*/agent.log"
+    return any(
+        "agent_restarted" in path.read_text()
+        for host in (journey.here, journey.there)
+        for path in host.folder.glob(logs)
+    )
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("side", ["source", "destination"])
 def test_an_agent_killed_at_a_random_instant_of_a_move_loses_nothing(
@@ -78,6 +88,8 @@ def test_an_agent_killed_at_a_random_instant_of_a_move_loses_nothing(
         assert outcome[0] in ("completed", "failed")
         if outcome[0] == "completed":
             journey.here, journey.there = journey.there, journey.here
+        if side == "source":
+            assert was_restarted(journey)
         if journey.here.client.status(journey.enclave)["state"] == "exited":
             break
     else:

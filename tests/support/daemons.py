@@ -9,8 +9,8 @@ import signal
 import sqlite3
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,11 +206,16 @@ class Pair:
         )
 
 
+def two_sites(**overrides: object) -> AbstractAsyncContextManager[Pair]:
+    """Run two daemons, a and b, until the block ends; their fake agents end with it."""
+    return two_sites_of(FAKE_AGENT, overrides)
+
+
 @asynccontextmanager
-async def two_sites(
-    agent_command: tuple[str, ...] = FAKE_AGENT, **overrides: object
+async def two_sites_of(
+    agent_command: tuple[str, ...], overrides: Mapping[str, object] | None = None
 ) -> AsyncIterator[Pair]:
-    """Run two daemons, a and b, until the block ends; their agents end with it."""
+    """The same with agents of any kind."""
     # Short, because the path of a UNIX socket has 107 bytes at most.
     directory = Path(tempfile.mkdtemp(prefix="optmigd-"))
     sites: list[Site] = []
@@ -220,7 +225,9 @@ async def two_sites(
             await nursery.start(wire.serve)
             for name in ("a", "b"):
                 (directory / name).mkdir()
-                sites.append(Site(name, directory / name, nursery, dict(overrides), agent_command))
+                sites.append(
+                    Site(name, directory / name, nursery, dict(overrides or {}), agent_command)
+                )
                 await sites[-1].start()
             a, b = sites
             assert a.daemon is not None and b.daemon is not None
