@@ -11,13 +11,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
 
-import structlog
 import trio
 
 from optmigd.enclave_shim import linux
 from optmigd.enclave_shim.agent import Agent
+from optmigd.enclave_shim.logs import agent_logger
 from optmigd.enclave_shim.platforms.sim import SimPlatform
 from optmigd.protocol.errors import ConfigError
 
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.close(options.ready_fd)
 
     with open("agent.log", "a", buffering=1) as log_file:
-        log = _logger(log_file)
+        log = agent_logger(log_file)
         agent = Agent(directory, platform, log)
         log.info("agent_started", pid=os.getpid())
         trio.run(_run, agent, ready)
@@ -70,20 +69,6 @@ async def _end_on_signal(scope: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             scope.cancel()
-
-
-def _logger(file: TextIO) -> structlog.stdlib.BoundLogger:
-    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(file),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
-    )
-    return logger
 
 
 if __name__ == "__main__":
