@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo test check format bench soak crash-matrix clean
+.PHONY: help demo test check format bench soak crash-matrix fuzz clean
 
 help:
 	@echo "make demo    two daemons on this machine, a program moved live between them (about 3 min)"
@@ -15,6 +15,7 @@ help:
 	@echo "make soak    hundreds of moves at random instants (SOAK_MOVES), and of random faults"
 	@echo "             (SOAK_FAULTS); SOAK_SEED"
 	@echo "make crash-matrix  every boundary of a move x every fault (CRASH_MATRIX_FILTER), hours"
+	@echo "make fuzz    every parser fuzzed, guided by coverage (FUZZ_SECONDS for each, 60)"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
@@ -54,6 +55,10 @@ soak: $(VENV)/.dev
 
 crash-matrix: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.matrix
+
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz.run all $(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) build dist bench-results *.egg-info

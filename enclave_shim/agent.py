@@ -32,8 +32,6 @@ from optmigd.enclave_shim.migration.destination import Destination
 from optmigd.enclave_shim.migration.forecast import sample_dirty
 from optmigd.enclave_shim.migration.part import Part
 from optmigd.enclave_shim.migration.resumption import (
-    Concluded,
-    ResumedArrival,
     let_run,
     migration_id_of,
     resume_part,
@@ -139,9 +137,7 @@ class Agent:
                 phase=part.migration.phase.value,
             )
         if enclave is not None:
-            waits = isinstance(part, ResumedArrival)
-            gone = isinstance(part, Concluded) and not part.stays
-            if not waits and not gone:
+            if part is None or part.migration.role is Role.SOURCE or part.arrived:
                 self._enclave = enclave
                 await let_run(enclave)
             self._nursery.start_soon(self._tell_exit, enclave)

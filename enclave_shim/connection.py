@@ -65,17 +65,19 @@ class Connection:
         Raises:
             ChannelClosed: the connection broke.
 
-        Cancelled in the middle, it breaks the connection.
+        Cancelled in the middle of the frame, it breaks the connection.
         """
-        content = memoryview(frame(pack(message)))
+        content = frame(pack(message))
+        left = memoryview(content)
         async with self._lock:
             try:
-                while content:
-                    content = content[await self._sock.send(content) :]
+                while left:
+                    left = left[await self._sock.send(left) :]
             except (OSError, trio.ClosedResourceError) as error:
                 raise ChannelClosed("the daemon's connection broke") from error
             except trio.Cancelled:
-                self.close()
+                if len(left) < len(content):
+                    self.close()
                 raise
 
     async def frames(self) -> "deque[Params]":
@@ -181,8 +183,10 @@ class Server:
                 while frames := await connection.frames():
                     for message in frames:
                         await self._take(connection, message, requests)
-        except (OptmigError, OSError) as error:
+        except (OptmigError, OSError, trio.ClosedResourceError) as error:
             self._log.warning("daemon_connection_broke", error=str(error))
+        except Exception:  # an agent holds an enclave: no connection may end it
+            self._log.exception("daemon_connection_failed")
         finally:
             connection.close()
             if self._current is connection:

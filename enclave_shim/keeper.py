@@ -1,9 +1,9 @@
 """The keeper: a small process that an enclave survives the crash of its agent by.
 
-The agent is a large Python program with threads. If it dies, the memory, the keys and the parenthood
-of the application must not die with it. So the process that the daemon starts is this one. It does
-next to nothing, in one thread, with nothing heavy imported, and forks the agent before anything
-heavy is. It
+The agent is a large Python program with threads. If it dies, the memory, the keys and the
+parenthood of the application must not die with it. So the process that the daemon starts is this
+one. It does next to nothing, in one thread, with nothing heavy imported, and forks the agent before
+anything heavy is. It
 
 - makes the listening socket, so a daemon finds the keeper as its owner, and connections that come
   while no agent is there wait;

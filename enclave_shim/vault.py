@@ -57,7 +57,7 @@ class Vault:
 
     def _wipe(self, slot: int) -> None:
         start = slot * SLOT_BYTES
-        _, length, _ = _HEADER.unpack_from(self._map, start)
+        _, length, _ = _HEADER.unpack(self._map[start : start + _HEADER.size])
         used = min(length, SLOT_BYTES - _HEADER.size)
         # The header last: while it is there, it says how much there is to wipe.
         body = start + _HEADER.size
@@ -70,7 +70,7 @@ class Vault:
 
     def _record(self, slot: int) -> tuple[int, bytes]:
         start = slot * SLOT_BYTES
-        sequence, length, digest = _HEADER.unpack_from(self._map, start)
+        sequence, length, digest = _HEADER.unpack(self._map[start : start + _HEADER.size])
         if not sequence or length > SLOT_BYTES - _HEADER.size:
             return 0, b""
         start += _HEADER.size

@@ -11,6 +11,7 @@ each of these takes every block of plaintext from memory once; otherwise ciphert
 not fit each other. A test of this stands in `tests/protocol/test_ciphers.py`.
 """
 
+import ctypes
 from typing import Any, ClassVar, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -24,12 +25,15 @@ Buffer = bytes | bytearray | memoryview
 KEY_BYTES = 32
 NONCE_BYTES = 12
 
+_BYTES_HEADER = bytes.__basicsize__ - 1
+"""Where CPython keeps the content of `bytes`: behind the object's header, with a zero after it."""
+
 
 class Cipher(Protocol):
     """An AEAD under one key, with its tag behind the ciphertext.
 
     Args:
-        key: 32 bytes.
+        key: 32 bytes that nobody else holds: `forget_key` overwrites them.
     """
 
     tag_bytes: ClassVar[int]
@@ -55,12 +59,16 @@ class Cipher(Protocol):
             DecryptFailed: the tag does not fit.
         """
 
+    def forget_key(self) -> None:
+        """Overwrite the key with zeros; the cipher is of no further use."""
+
 
 class _Cryptography:
     tag_bytes: ClassVar[int] = 16
 
-    def __init__(self, primitive: AESGCM | ChaCha20Poly1305) -> None:
+    def __init__(self, primitive: AESGCM | ChaCha20Poly1305, key: bytes) -> None:
         self._primitive = primitive
+        self._key = key
 
     def seal_into(self, nonce: bytes, plaintext: Buffer, ad: bytes, out: memoryview) -> None:
         self._primitive.encrypt_into(nonce, plaintext, ad, out)
@@ -71,19 +79,23 @@ class _Cryptography:
         except InvalidTag as error:
             raise _does_not_open() from error
 
+    def forget_key(self) -> None:
+        del self._primitive  # OpenSSL cleans its own copy
+        wipe(self._key)
+
 
 class Aes256Gcm(_Cryptography):
     """AES-256-GCM."""
 
     def __init__(self, key: bytes) -> None:
-        super().__init__(AESGCM(key))
+        super().__init__(AESGCM(key), key)
 
 
 class ChaCha20(_Cryptography):
     """ChaCha20-Poly1305."""
 
     def __init__(self, key: bytes) -> None:
-        super().__init__(ChaCha20Poly1305(key))
+        super().__init__(ChaCha20Poly1305(key), key)
 
 
 class Aegis256:
@@ -139,10 +151,24 @@ class Aegis256:
             if failed:
                 raise _does_not_open()
 
+    def forget_key(self) -> None:
+        wipe(self._key)
+
     def _filled(self, nonce: bytes) -> bytes:
         if not NONCE_BYTES <= len(nonce) <= self.nonce_bytes:
             raise LocalProtocolError(f"a nonce of {len(nonce)} bytes")
         return nonce.ljust(self.nonce_bytes, b"\0")
+
+
+def wipe(secret: bytes) -> None:
+    """Overwrite a secret in memory with zeros.
+
+    Python gives no way to erase `bytes`, so this writes through their immutability. It is sound for
+    an object that was computed at run time and that only the caller holds: never for a literal, nor
+    for a value of at most one byte, which Python shares.
+    """
+    if len(secret) > 1:
+        ctypes.memset(id(secret) + _BYTES_HEADER, 0, len(secret))
 
 
 def _does_not_open() -> DecryptFailed:

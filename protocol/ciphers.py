@@ -3,7 +3,7 @@
 import hmac
 from collections.abc import Sequence
 
-from optmigd.protocol.aeads import AEGIS_256_AVAILABLE, Aegis256, Aes256Gcm, ChaCha20, Cipher
+from optmigd.protocol.aeads import AEGIS_256_AVAILABLE, Aegis256, Aes256Gcm, ChaCha20, Cipher, wipe
 from optmigd.protocol.errors import LocalProtocolError, RemoteProtocolError
 
 AEGIS_256 = "aegis-256"
@@ -56,7 +56,9 @@ def record_key(secret: bytes, cipher: str, round_no: int, stream: int) -> bytes:
     info = b"\0".join((_LABEL, _DIRECTION, cipher.encode("ascii"), b""))
     info += round_no.to_bytes(4, "little") + stream.to_bytes(2, "little")
     extracted = hmac.digest(bytes(32), secret, "sha256")
-    return hmac.digest(extracted, info + b"\x01", "sha256")
+    key = hmac.digest(extracted, info + b"\x01", "sha256")
+    wipe(extracted)
+    return key
 
 
 def tag_bytes(cipher: str) -> int:

@@ -90,9 +90,16 @@ class RecordStream:
         self._sequence += 1
         if kind is Kind.END_OF_ROUND:
             self.round_ended = True
+            self._forget_round_key()
         else:
             self.round_counts.add(added)
             self.total_counts.add(added)
+
+    def _forget_round_key(self) -> None:
+        """A round's key lives no longer than the round."""
+        if self._cipher is not None:
+            self._cipher.forget_key()
+            self._cipher = None
 
     def _end_of_round(self) -> EndOfRound:
         counts = self.round_counts

@@ -151,11 +151,9 @@ def takes_token(*, aborted: bool) -> bool:
     return not aborted
 
 
-def asks_outcome(*, token_given: bool) -> bool:
-    """Whether a destination that waits asks the source: with a token it knows already."""
-    return not token_given
+def stops_waiting(answer: str) -> bool:
+    """Whether the source's answer to `outcome` ends the wait for a token.
 
-
-def stops_waiting(answer: str, *, token_given: bool) -> bool:
-    """Whether the source's answer to `outcome` ends the wait for a token."""
-    return answer == Outcome.FAILED.value and not token_given
+    The shim has the last word: it is asked to cancel, and refuses once it has taken the token.
+    """
+    return answer == Outcome.FAILED.value

@@ -115,11 +115,11 @@ class Concluded(Part):
         super().__init__(binding, migration, announcer, enclave=enclave)
         self._over = over
         self._emit = emit
-        self.stays = completed == (role is Role.DESTINATION)
+        self._stays = completed == (role is Role.DESTINATION)
 
     async def run(self) -> None:
         """Free what does not stay, and tell the end."""
-        if self.enclave is not None and not self.stays:
+        if self.enclave is not None and not self._stays:
             await free(self.enclave)
         await self.announcer.recall(self._over)
 

@@ -401,7 +401,8 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
   CTL->parked = 0;
   if (CTL->mode == MODE_RESTORE) {
     map_data(&b, 0);
-    rt_wait_for_commands();
+    struct rt_layout image = {b.data_start, b.data_end, b.data_copy, b.stack_high + HEAP_GAP_BYTES};
+    rt_wait_for_commands(&image);
   }
   map_data(&b, 1);
   init_state(&b);

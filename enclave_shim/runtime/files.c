@@ -23,6 +23,11 @@
 #define F_DUPFD_CLOEXEC 1030
 #define SEEK_SET 0
 #define SEEK_CUR 1
+#define RESOLVE_NO_MAGICLINKS 2
+#define RESOLVE_BENEATH 8
+#define O_PATH 010000000
+#define OPENAT2_FLAGS 037777703 /* all that openat2(2) knows: what it does not know it refuses */
+#define OPENAT2_PATH_FLAGS (O_PATH | O_DIRECTORY | 0400000 /* O_NOFOLLOW */)
 #define BLOCK_UNLINKED 1
 #define BLOCK_DIRECTORY 2
 #define BLOCK_LOCKED 3
@@ -375,11 +380,20 @@ void rt_files_save(void) {
   }
 }
 
+/* Beneath the own directory, whatever links came along with it. */
+static i64 open_own(const struct rt_ofd *o) {
+  u64 known = o->flags & O_PATH ? OPENAT2_PATH_FLAGS : OPENAT2_FLAGS;
+  struct {
+    u64 flags, mode, resolve;
+  } how = {(o->flags & known) | O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
+  return raw4(__NR_openat2, CTL->fd_own_dir, o->path, &how, sizeof how);
+}
+
 static i64 reopen(struct rt_ofd *o) {
   switch (o->kind) {
   case OFD_STDIN: return raw3(__NR_fcntl, CTL->fd_stdin, F_DUPFD_CLOEXEC, RESERVED_FD_FIRST);
   case OFD_OUTPUT: return raw3(__NR_fcntl, CTL->fd_output, F_DUPFD_CLOEXEC, RESERVED_FD_FIRST);
-  case OFD_OWN: return raised(raw4(__NR_openat, CTL->fd_own_dir, o->path, o->flags | O_CLOEXEC, 0));
+  case OFD_OWN: return raised(open_own(o));
   case OFD_SHARED:
   case OFD_EXTERNAL:
   case OFD_DEVICE: return raised(raw4(__NR_openat, -100, o->path, o->flags | O_CLOEXEC, 0));
@@ -401,12 +415,7 @@ int rt_files_restore(char *why, u64 why_bytes) {
     struct rt_fd *f = &RT->fds[fd];
     if (f->state != FD_OPEN)
       continue;
-    if (f->ofd >= RT_MAX_OFDS) {
-      describe(why, why_bytes, "the descriptor table is damaged", "");
-      return -E_INVAL;
-    }
     struct rt_ofd *o = &RT->ofds[f->ofd];
-    o->path[RT_PATH_BYTES - 1] = 0;
     i64 r;
     u32 first = 0;
     while (first < fd && !(RT->fds[first].state == FD_OPEN && RT->fds[first].ofd == f->ofd))

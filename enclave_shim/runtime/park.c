@@ -91,35 +91,6 @@ void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc
 
 /* ---- a fresh process on the destination ---- */
 
-static void check_state(void) {
-  if (RT->magic != OPTMIG_RT_MAGIC || RT->abi_version != OPTMIG_ABI_VERSION ||
-      RT->arena_bytes != CTL->arena_bytes)
-    rt_fail(E_INVAL, "the arena does not hold a state of this runtime's version and size");
-  if (RT->vma_count > RT_MAX_VMAS || RT->fd_high > RT_MAX_FDS ||
-      RT->shared_count > ARRAY_LEN(RT->shared_off) || RT->low < ALT_STACKS_END ||
-      RT->high != ARENA_BASE + RT->arena_bytes || RT->brk_now > RT->high)
-    rt_fail(E_INVAL, "the travelling state is out of bounds");
-  for (u32 i = 0; i < RT->shared_count; i++)
-    if (RT->shared_off[i] >= sizeof RT->shared_text)
-      rt_fail(E_INVAL, "the table of shared paths is out of bounds");
-  RT->shared_text[sizeof RT->shared_text - 1] = 0;
-  RT->own_dir[RT_PATH_BYTES - 1] = 0;
-  RT->cwd[RT_PATH_BYTES - 1] = 0;
-  u32 threads = 0;
-  for (u32 i = 0; i < RT_MAX_THREADS; i++) {
-    struct rt_thread *t = &RT->threads[i];
-    if (!t->used)
-      continue;
-    threads++;
-    if (!t->parked || t->stack_low != ALT_STACKS_BASE + i * ALT_STACK_BYTES ||
-        t->stack_bytes != ALT_STACK_BYTES || t->frame < t->stack_low + PAGE_BYTES ||
-        t->frame + sizeof(struct rt_ucontext) > t->stack_low + t->stack_bytes)
-      rt_fail(E_INVAL, "a parked frame is not on its thread's alternate stack");
-  }
-  if (threads == 0 || threads != RT->thread_count || RT->lock)
-    rt_fail(E_INVAL, "the table of threads is damaged");
-}
-
 /* The slot that the process's first thread takes over. */
 static struct rt_thread *first_thread(void) {
   struct rt_thread *t = RT->threads;
@@ -128,9 +99,9 @@ static struct rt_thread *first_thread(void) {
   return t;
 }
 
-static void prepare(void) {
+static void prepare(const struct rt_layout *image) {
   char why[sizeof CTL->error_text];
-  check_state();
+  rt_check_state(image);
   int r = rt_memory_restore();
   if (r)
     rt_fail(-r, "the mappings of the program could not be restored");
@@ -180,7 +151,7 @@ static void populate(u64 offset, u64 bytes) {
     rt_fail((int)-r, "the arena's memory could not be populated");
 }
 
-void rt_wait_for_commands(void) {
+void rt_wait_for_commands(const struct rt_layout *image) {
   u64 all = ~0ul;
   raw4(__NR_rt_sigprocmask, 2, &all, 0, 8);
   CTL->state = RT_WAITING;
@@ -197,7 +168,7 @@ void rt_wait_for_commands(void) {
     case CMD_PREPARE:
       if (CTL->state != RT_WAITING)
         rt_fail(E_INVAL, "prepare was asked for twice");
-      prepare();
+      prepare(image);
       break;
     case CMD_RUN:
       if (CTL->state != RT_PREPARED)

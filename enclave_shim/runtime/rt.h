@@ -122,12 +122,20 @@ struct call {
 };
 typedef i64 (*call_fn)(struct call *);
 
+/* Where this image's data and the program's memory stand in an arena; the same on every host. */
+struct rt_layout {
+  u64 data_start, data_end, data_copy, low;
+};
+
+/* check.c */
+void rt_check_state(const struct rt_layout *image); /* returns only if the state can be restored */
+
 /* park.c */
 void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc);
 void rt_event(void);
 void rt_thread_stops(void); /* this thread parks or exits: the last one saves the process */
 void rt_return_to_program(struct rt_thread *t) __attribute__((noreturn));
-void rt_wait_for_commands(void) __attribute__((noreturn));
+void rt_wait_for_commands(const struct rt_layout *image) __attribute__((noreturn));
 void rt_fail(int error, const char *text) __attribute__((noreturn));
 static inline struct rt_thread *rt_self(void) {
   u64 here = (u64)__builtin_frame_address(0);

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optmigd.enclave_shim.toolchain.runtime_objects import runtime_objects
+from optmigd.enclave_shim.toolchain.runtime_objects import openmp_objects, runtime_objects
 
 TARGET = ("-target", "x86_64-linux-musl")
 # zig's own default is a debug build with traps on undefined behaviour; `cc` has no such default.
@@ -30,6 +30,8 @@ _REFUSED = {
     "-m32": "an enclave image is x86-64",
     "-dynamic": "an enclave image is static",
 }
+# What stands for the OpenMP runtime elsewhere; ours comes with -fopenmp.
+_OPENMP_LIBRARIES = {"-lomp", "-lgomp", "-liomp5"}
 _WITH_VALUE = {
     "-o", "-I", "-D", "-U", "-L", "-l", "-x", "-include", "-isystem", "-iquote", "-idirafter",
     "-MF", "-MT", "-MQ", "-Xlinker", "-Xclang", "-Xpreprocessor", "-T", "-u", "-e", "-z", "-target",
@@ -42,10 +44,11 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command line means: the compiler's arguments, and whether it links."""
+    """What a command line means: the compiler's arguments, whether it links, and with OpenMP."""
 
     arguments: tuple[str, ...]
     links: bool
+    openmp: bool = False
 
 
 def plan(arguments: Sequence[str]) -> Plan:
@@ -56,6 +59,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     """
     kept: list[str] = []
     links = True
+    openmp = False
     inputs = 0
     words = iter(arguments)
     for word in words:
@@ -73,11 +77,18 @@ def plan(arguments: Sequence[str]) -> Plan:
             continue
         if word in _NO_LINK or word in _ASKS:
             links = False
+        if word in _OPENMP_LIBRARIES:
+            continue
+        if word == "-fopenmp" or word.startswith("-fopenmp="):
+            openmp = True
+            word = "-fopenmp"
+        elif word == "-fno-openmp":
+            openmp = False
         if word in _DROPPED:
             continue
         inputs += not word.startswith("-") or word == "-"
         kept.append(word)
-    return Plan(tuple(kept), links and inputs > 0)
+    return Plan(tuple(kept), links and inputs > 0, openmp)
 
 
 def compiler_command(driver: str) -> list[str]:
@@ -100,14 +111,20 @@ def run(driver: str, arguments: Sequence[str]) -> int:
         print(f"optmig-cc: {error}", file=sys.stderr)
         return 2
     command = [*compiler, *PLAIN_COMPILER, *wanted.arguments]
-    if wanted.links:
-        version = importlib.metadata.version("ziglang")
-        try:
-            objects = runtime_objects(compiler_command("cc"), version)
-        except subprocess.CalledProcessError as error:
-            print("optmig-cc: the runtime does not compile with this compiler", file=sys.stderr)
-            return error.returncode
-        command += [*map(str, objects), *LINK]
+    if wanted.links and "-x" in wanted.arguments:
+        command += ["-x", "none"]  # what follows are objects
+    version = importlib.metadata.version("ziglang")
+    try:
+        if wanted.openmp:
+            openmp = openmp_objects([*compiler_command("cc"), *PLAIN_COMPILER], version)
+            command += ["-isystem", str(openmp.include)]
+            if wanted.links:
+                command += map(str, openmp.objects)
+        if wanted.links:
+            command += [*map(str, runtime_objects(compiler_command("cc"), version)), *LINK]
+    except subprocess.CalledProcessError as error:
+        print("optmig-cc: the runtime does not compile with this compiler", file=sys.stderr)
+        return error.returncode
     return subprocess.run(command, check=False).returncode
 
 

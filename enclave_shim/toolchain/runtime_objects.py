@@ -1,4 +1,7 @@
-"""Compile the C runtime once per compiler and source, and keep the objects in the user's cache.
+"""Compile what images are linked with, once per compiler and source, into the user's cache.
+
+There are two: the enclave's runtime, which is in every image, and the OpenMP runtime, which is
+ordinary code of the program and only there where `-fopenmp` is given (the compiler has none).
 
 The sources ship as package data; nothing is compiled when the Python package is installed. The
 cache's folder is named by a digest of sources, flags and compiler, so a stale object cannot be
@@ -13,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -31,14 +35,16 @@ RUNTIME_FLAGS = (
     "-Werror",
 )
 
+OPENMP_FLAGS = ("-std=gnu11", "-O2", "-g0", "-fno-sanitize=all", "-Wall", "-Wextra", "-Werror")
+
 
 def _cache_root() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "optmigd"
 
 
-def _sources() -> dict[str, bytes]:
-    folder = resources.files("optmigd.enclave_shim.runtime")
+def _sources(package: str) -> dict[str, bytes]:
+    folder = resources.files(package)
     return {
         entry.name: entry.read_bytes()
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
@@ -56,28 +62,50 @@ def runtime_objects(compiler: Sequence[str], compiler_version: str) -> list[Path
     Raises:
         subprocess.CalledProcessError: the compiler refused the runtime; its words are on stderr.
     """
-    sources = _sources()
-    digest = hashlib.sha256(repr((compiler_version, RUNTIME_FLAGS)).encode())
-    for name, text in sources.items():
-        digest.update(f"{name} {len(text)}\0".encode() + text)
-    folder = _cache_root() / f"runtime-{digest.hexdigest()[:24]}"
-    units = [name for name in sources if name.endswith(".c")]
+    folder = _objects("runtime", RUNTIME_FLAGS, compiler, compiler_version)
+    return sorted(folder.glob("*.o"))
+
+
+@dataclass(frozen=True)
+class OpenMP:
+    """The OpenMP runtime: the folder of its `omp.h`, and its object files."""
+
+    include: Path
+    objects: tuple[Path, ...]
+
+
+def openmp_objects(compiler: Sequence[str], compiler_version: str) -> OpenMP:
+    """The OpenMP runtime, compiled now if it is not in the cache; as `runtime_objects`."""
+    folder = _objects("openmp", OPENMP_FLAGS, compiler, compiler_version)
+    return OpenMP(folder / "include", tuple(sorted(folder.glob("*.o"))))
+
+
+def _objects(
+    name: str, flags: Sequence[str], compiler: Sequence[str], compiler_version: str
+) -> Path:
+    sources = _sources(f"optmigd.enclave_shim.{name}")
+    digest = hashlib.sha256(repr((compiler_version, flags)).encode())
+    for source, text in sources.items():
+        digest.update(f"{source} {len(text)}\0".encode() + text)
+    folder = _cache_root() / f"{name}-{digest.hexdigest()[:24]}"
     if not folder.is_dir():
-        _compile(compiler, sources, units, folder)
-    return [folder / f"{name}.o" for name in units]
+        _compile([*compiler, *flags], sources, folder)
+    return folder
 
 
-def _compile(
-    compiler: Sequence[str], sources: dict[str, bytes], units: Sequence[str], folder: Path
-) -> None:
+def _compile(compiler: Sequence[str], sources: dict[str, bytes], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="runtime-", dir=folder.parent))
+    work = Path(tempfile.mkdtemp(prefix="objects-", dir=folder.parent))
     try:
         for name, text in sources.items():
             (work / name).write_bytes(text)
-        for name in units:
-            command = [*compiler, *RUNTIME_FLAGS, "-c", name, "-o", f"{name}.o"]
-            subprocess.run(command, cwd=work, check=True)
+        (work / "include").mkdir()
+        if "omp.h" in sources:
+            (work / "include" / "omp.h").write_bytes(sources["omp.h"])
+        for name in sources:
+            if name.endswith(".c"):
+                command = [*compiler, "-c", name, "-o", f"{name}.o"]
+                subprocess.run(command, cwd=work, check=True)
         try:
             work.rename(folder)
         except OSError:

@@ -1,12 +1,13 @@
 """Build a workload twice with one compiler: as an enclave image, and as an ordinary program."""
 
+import importlib.metadata
 import subprocess
-import sys
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from optmigd.enclave_shim.toolchain.cc import PLAIN_COMPILER, compiler_command
+from optmigd.enclave_shim.toolchain.cc import PLAIN_COMPILER, compiler_command, run
+from optmigd.enclave_shim.toolchain.runtime_objects import openmp_objects
 
 _FLAGS = ("-O2", "-Wall", "-Wextra", "-g0")
 
@@ -25,17 +26,24 @@ class Program:
 
 
 def build(source: Path, folder: Path, *flags: str) -> Program:
-    """Compile a C source into `folder`.
+    """Compile a C or C++ source into `folder`; in C++ if its name ends in `.cc`.
 
     Raises:
         subprocess.CalledProcessError: it does not compile; the compiler's words are on stderr.
     """
     program = Program(folder / f"{source.stem}.image", folder / f"{source.stem}.native")
-    driver = [sys.executable, "-m", "optmigd.enclave_shim.toolchain.cc"]
+    driver = "c++" if source.suffix == ".cc" else "cc"
     tail = [*_FLAGS, *flags, str(source), "-lm", "-o"]
-    subprocess.run([*driver, *tail, str(program.image)], check=True)
-    native = [*compiler_command("cc"), *PLAIN_COMPILER]
-    subprocess.run([*native, *tail, str(program.native)], check=True)
+    command = ["optmig-" + driver, *tail, str(program.image)]
+    status = run(driver, command[1:])
+    if status:
+        raise subprocess.CalledProcessError(status, command)
+    native = [*compiler_command(driver), *PLAIN_COMPILER, *tail, str(program.native)]
+    if "-fopenmp" in flags:
+        version = importlib.metadata.version("ziglang")
+        openmp = openmp_objects([*compiler_command("cc"), *PLAIN_COMPILER], version)
+        native += ["-isystem", str(openmp.include), *map(str, openmp.objects)]
+    subprocess.run(native, check=True)
     return program
 
 

@@ -1,5 +1,7 @@
 """`optmigd`: the daemon's command line. It makes a configuration where there is none."""
 
+import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import trio
 import optmigd
 from optmigd.cli.invocation import Reported, report, run
 from optmigd.config import HostIdentity, Settings, create_config, default_paths, load_settings
+from optmigd.enclave_shim import linux
 from optmigd.exitcodes import ExitCode, exit_code
 from optmigd.logs import configure_logging
 from optmigd.protocol.errors import OptmigError
@@ -60,6 +63,7 @@ def serve(
             "paths.state_dir": state_dir,
         },
     )
+    shut_others_out()
     configure_logging(settings.log.level, settings.log.format)
     failed: list[OptmigError] = []
     try:
@@ -90,6 +94,20 @@ def prepare(config: Path | None, overrides: dict[str, Any]) -> Settings:
         err=True,
     )
     return settings
+
+
+def shut_others_out() -> None:
+    """Keep this process's memory, which holds the host key, and its files to its own user.
+
+    No core files, no debugger or `/proc/PID/mem` for processes without privilege, and no new file
+    that others could read, whatever this process was started with.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    linux.forbid_dumps()
 
 
 async def _serve(settings: Settings) -> None:

@@ -20,15 +20,18 @@ from optmigd.daemon.nurseries import first_of, open_flat_nursery
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Instance
 from optmigd.protocol.errors import (
+    AlreadyReleased,
     ChannelClosed,
+    EnclaveError,
     HandoffUncertain,
     MigrationError,
     MigrationFailed,
     OptmigError,
+    RuntimeFailed,
     to_wire,
 )
 from optmigd.protocol.link import Abort, Finished, Offer
-from optmigd.protocol.recovery import asks_outcome, gives_way, stops_waiting
+from optmigd.protocol.recovery import gives_way, stops_waiting
 
 REPORT_TIMEOUT_S = 30.0
 """How long the agent may take from running the program to its report."""
@@ -58,7 +61,7 @@ class IncomingMigration:
         self._row = row
         self._done = trio.Event()
         self._scope = trio.CancelScope()
-        self._superseded = OptmigError("the migration was superseded")
+        self._superseded: OptmigError | None = None
         self._waiting = False
         self.record = MigrationRecord(
             row.migration_id,
@@ -176,12 +179,17 @@ class IncomingMigration:
                 f"enclave {self._row.enclave!r} does not wait here for the token of a source that "
                 "cannot be reached: there is nothing to discard"
             )
-        await self._give_way(
-            HandoffUncertain(
-                f"an operator discarded what had arrived of {self._row.enclave!r}: it runs on at "
-                f"host {self._peer.name}, or it is lost if that host had released it"
-            )
+        self._superseded = HandoffUncertain(
+            f"an operator discarded what had arrived of {self._row.enclave!r}: it runs on at "
+            f"host {self._peer.name}, or it is lost if that host had released it"
         )
+        if not await self._shim_gives_up():
+            self._superseded = None
+            raise MigrationError(
+                f"enclave {self._row.enclave!r} runs here already, or its shim agent does not "
+                "answer: nothing was discarded"
+            )
+        await self._give_way(self._superseded)
 
     async def _give_way(self, error: OptmigError) -> None:
         self._superseded = error
@@ -247,7 +255,8 @@ class IncomingMigration:
         elif self.record.dry_run:
             self._log.info("rehearsal_ended")
         else:
-            error = self._arrival.failure() or error or MigrationFailed("it came to nothing")
+            said = None if self._arrival.aborted else self._arrival.failure()
+            error = self._superseded or said or error or MigrationFailed("it came to nothing")
             self._arrival.duplicates.cut()
             self.record.finish("failed", to_wire(error))
             if self._row.number:
@@ -277,18 +286,39 @@ class IncomingMigration:
         while True:
             await trio.sleep(delay_s)
             delay_s = min(2 * delay_s, RESOLVE_LAST_S)
-            if not asks_outcome(token_given=self._arrival.token_given):
-                continue
             peer = self._host.peers.by_key(self._peer.key) or self._peer
             try:
                 answer = await ask(self._host, peer, "outcome", params)
             except OptmigError as error:
                 self._log.info("outcome_unknown", code=error.code, error=error.message)
                 continue
-            state = str(answer.get("state"))
-            if stops_waiting(state, token_given=self._arrival.token_given):
-                self._arrival.aborted = True
+            if stops_waiting(str(answer.get("state"))) and await self._shim_gives_up():
                 return
+
+    async def _shim_gives_up(self) -> bool:
+        """Have the shim end its wait; False: it has a token already, or could not be asked.
+
+        This daemon may have been started after an earlier one handed the token over, and know
+        nothing of it. The shim knows.
+        """
+        arrival = self._arrival
+        agent = arrival.instance.agent if arrival.instance is not None else None
+        if agent is None:
+            return True
+        arrival.aborted = True
+        try:
+            await agent.request("cancel", {"migration_id": self._row.migration_id})
+        except AlreadyReleased:
+            arrival.aborted, arrival.token_given = False, True
+            self._log.warning("token_used_already")
+            return False
+        except (ChannelClosed, RuntimeFailed) as error:
+            arrival.aborted = agent.gone.is_set()
+            self._log.info("shim_not_asked", code=error.code, error=error.message)
+            return arrival.aborted
+        except EnclaveError as error:  # it knows of no such migration
+            self._log.info("shim_has_nothing_to_end", error=error.message)
+        return True
 
     async def _finish(self) -> None:
         """Take the agent's report and conclude."""

@@ -268,13 +268,27 @@ def _migration(row: tuple[Any, ...]) -> MigrationRow:
 
 
 def _with_map(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A row whose last column, a map in msgpack, is read."""
-    return (*row[:-1], msgspec.msgpack.decode(row[-1], type=dict[str, Any]))
+    """A row whose last column, a map in msgpack, is read.
+
+    Raises:
+        ConfigError: that column is damaged.
+    """
+    try:
+        return (*row[:-1], msgspec.msgpack.decode(row[-1], type=dict[str, Any]))
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the journal's row of {row[0]!r} is damaged: {error}; the disk fails, or something "
+            "other than optmigd wrote journal.db in the state directory"
+        ) from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         path.touch(mode=0o600)
+        for suffix in ("", "-wal", "-shm"):
+            existing = path.with_name(path.name + suffix)
+            if existing.exists():
+                existing.chmod(0o600)  # restored from a backup, say: SQLite makes its own alike
         connection = sqlite3.connect(path, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")

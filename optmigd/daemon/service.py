@@ -165,6 +165,7 @@ def _state_directory(path: Path, *, shared: bool) -> Iterator[None]:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             directory.chmod(mode)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.fchmod(lock, 0o600)
     except OSError as error:
         raise ConfigError(
             f"the state directory {path} cannot be used: {error}; choose another one with "

@@ -147,7 +147,7 @@ def _popen(
     identity: dict[str, Any] = {}
     if user is not None:
         identity = {"user": user.uid, "group": user.gid, "extra_groups": []}
-    with open(directory / "agent.err", "ab") as errors:
+    with open(directory / "agent.err", "ab", opener=_open_private) as errors:
         try:
             child = subprocess.Popen(
                 [*command, "--dir", str(directory), "--ready-fd", str(ready_fd)],
@@ -167,6 +167,10 @@ def _popen(
     # From here on the pidfd follows it: Popen must neither reap it nor warn that it still runs.
     child.returncode = 0
     return process
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _environment() -> dict[str, str]:

@@ -32,6 +32,65 @@ def test_enclaves_outlive_the_daemon() -> None:
     assert settings()["KillMode"] == "process"
 
 
+def test_it_is_hardened() -> None:
+    assert (
+        settings().items()
+        >= {
+            "UMask": "0077",
+            "StateDirectoryMode": "0700",
+            "NoNewPrivileges": "yes",
+            "CapabilityBoundingSet": "",
+            "AmbientCapabilities": "",
+            "RestrictSUIDSGID": "yes",
+            "ProtectSystem": "strict",
+            "ProtectHome": "read-only",
+            "PrivateTmp": "yes",
+            "PrivateDevices": "yes",
+            "ProtectProc": "invisible",
+            "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6",
+            "RestrictNamespaces": "yes",
+            "SystemCallArchitectures": "native",
+            "LimitCORE": "0",
+            "OOMPolicy": "continue",
+        }.items()
+    )
+
+
+NEEDED_CALLS = {
+    *("userfaultfd", "ioctl", "pread64", "memfd_create", "fallocate", "madvise", "process_madvise"),
+    *("prctl", "rt_sigaction", "rt_sigreturn", "sigaltstack", "futex", "tgkill", "arch_prctl"),
+    *("clone", "execve", "pidfd_open", "pidfd_send_signal", "sendmsg", "recvmsg", "eventfd2"),
+    *("mmap", "mremap", "munmap", "mprotect", "openat", "openat2", "fchmod", "flock", "setsockopt"),
+}
+"""What tracking, quiescing and moving are made of."""
+
+
+def denied_groups() -> list[str]:
+    denied = settings()["SystemCallFilter"]
+    assert denied.startswith("~")
+    return denied.removeprefix("~").split()
+
+
+def test_the_filter_takes_away_only_groups_that_nobody_needs() -> None:
+    assert {"@module", "@mount", "@raw-io", "@reboot", "@swap", "@debug"} <= set(denied_groups())
+    assert "@system-service" not in denied_groups()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is absent")
+@pytest.mark.parametrize("group", denied_groups())
+def test_no_call_that_enclaves_need_is_in_a_denied_group(group: str) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "syscall-filter", group],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    calls = set(done.stdout.split())
+    assert len(calls) > 3
+    assert calls & NEEDED_CALLS == set()
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is absent")
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
     unit = tmp_path / "optmigd.service"

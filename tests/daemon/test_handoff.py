@@ -259,3 +259,27 @@ async def test_a_destination_lost_after_the_release_is_an_operators_decision() -
         assert status["migration"] is not None
         assert status["migration"]["error"]["code"] == "uncertain"
         await eventually(lambda: not agents_alive(pair.a), "the released agent has ended")
+
+
+async def test_a_new_daemon_destroys_nothing_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon that handed the token over was killed before it journaled what came of it.
+
+    The next one knows of no token, and the source, where an operator gave the delivery up, says
+    that the migration has failed. Only the shim knows better.
+    """
+    monkeypatch.setattr("optmigd.daemon.delivery.RESUMED_TIMEOUT_S", 0.5)
+    async with two_sites() as pair:
+        say = pair.directory / "say"
+        await pair.launch(script=json.dumps({"destination": {"resumed_when": str(say)}}))
+        await pair.a.client.migrate("e1", "b", detach=True)
+        await eventually(lambda: runs(pair.b), "the program runs on b")
+        pair.wire.freeze(to_target=True, from_target=True)
+        await pair.b.stop_as_if_killed()
+        await pair.a.client.recover("e1", decision="give-up", confirmed=True)
+        await pair.b.start()
+        kept = pair.b.directory / "state/enclaves/e1@1/kept"
+        await eventually(kept.exists, "the shim on b has refused to give up")
+        say.touch()
+        await wait_status(pair.b, host="b", state="running", owner_generation=2)
+        assert runs(pair.b) == ["generation 1", "generation 2"]
+        assert len(agents_alive(pair.b)) == 1

@@ -6,6 +6,7 @@
 import hashlib
 import os
 import socket
+import sqlite3
 import struct
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from optmigd.daemon.streams import StreamDuplicates, dial_stream
 from optmigd.daemon.tickets import TICKET_LIFETIME_S, Tickets
 from optmigd.protocol.errors import (
     ChannelClosed,
+    ConfigError,
     ImageInvalid,
     MigrationFailed,
     RemoteProtocolError,
@@ -305,3 +307,18 @@ async def test_first_of_returns_with_the_first(autojump_clock: trio.testing.Mock
     start_s = trio.current_time()
     await first_of(partial(trio.sleep, 5), partial(trio.sleep, 2), trio.sleep_forever)
     assert trio.current_time() - start_s == pytest.approx(2)
+
+
+async def test_a_damaged_journal_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    journal = await Journal.open(path)
+    await journal.save_instance(InstanceRow("e1", 1, "running", 1))
+    await journal.close()
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE instances SET facts = X'81'")
+    connection.commit()
+    connection.close()
+    journal = await Journal.open(path)
+    with pytest.raises(ConfigError, match="'e1' is damaged"):
+        await journal.instances()
+    await journal.close()

@@ -6,12 +6,13 @@ let a test change, drop or repeat what is relayed.
 
 import os
 import secrets
+import signal
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class AgentHandle:
-    """One agent process and this test's connection to it."""
+    """One agent process and this test's connection to it.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: INSTANCE_DIR.
+        dies_at: a point of `tests.support.fragile_agent` at which its first agent kills itself.
+
+    """
+
+    def __init__(self, directory: Path, dies_at: str = "") -> None:
         self.directory = directory
+        self.lost = trio.Event()
+        self._dies_at = dies_at
         self.events: list[Message] = []
         self.process: subprocess.Popen[bytes] | None = None
         self._changed = trio.Event()
@@ -49,7 +58,7 @@ class AgentHandle:
                     sys.executable,
                     "-P",
                     "-m",
-                    "optmigd.enclave_shim",
+                    "tests.support.fragile_agent" if self._dies_at else "optmigd.enclave_shim",
                     "--dir",
                     str(self.directory),
                     "--ready-fd",
@@ -60,7 +69,7 @@ class AgentHandle:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": str(ROOT), "DIES_AT": self._dies_at},
             )
         os.close(write)
         ready = os.read(read, 1)
@@ -76,14 +85,36 @@ class AgentHandle:
         os.close(handle)
         self._stream = trio.SocketStream(sock)
         self._streams.append(self._stream)
-        nursery.start_soon(self._read, self._stream)
+        self.lost = trio.Event()
+        nursery.start_soon(self._read, self._stream, self.lost)
+
+    @property
+    def worker_pid(self) -> int:
+        """The agent's own process; `process` is its keeper."""
+        return int((self.directory / "agent.worker.pid").read_text())
+
+    async def crash(self, nursery: trio.Nursery) -> None:
+        """Kill the agent, leave its keeper alone, and connect to the next one."""
+        os.kill(self.worker_pid, signal.SIGKILL)
+        await self.recover(nursery)
+
+    async def recover(self, nursery: trio.Nursery) -> None:
+        """Wait until the agent has died, and connect to the next one."""
+        await self.lost.wait()
+        await self.connect(nursery)
 
     async def disconnect(self) -> None:
         """Break the connection."""
         assert self._stream is not None
         await self._stream.aclose()
 
-    async def _read(self, stream: trio.SocketStream) -> None:
+    async def _read(self, stream: trio.SocketStream, lost: trio.Event) -> None:
+        try:
+            await self._read_all(stream)
+        finally:
+            lost.set()
+
+    async def _read_all(self, stream: trio.SocketStream) -> None:
         decoder = FrameDecoder()
         while True:
             try:
@@ -168,15 +199,17 @@ class AgentHandle:
 
 
 @asynccontextmanager
-async def agents(tmp_path: Path, count: int, *arguments: str) -> AsyncIterator[list[AgentHandle]]:
-    """That many agents, connected; all are ended afterwards."""
+async def agents(
+    tmp_path: Path, count: int, *arguments: str, dies_at: Mapping[int, str] | None = None
+) -> AsyncIterator[list[AgentHandle]]:
+    """That many agents, connected; all are ended afterwards. `dies_at`: see `AgentHandle`."""
     handles = []
     try:
         async with trio.open_nursery() as nursery:
             for number in range(count):
                 directory = tmp_path / f"agent{number}"
                 directory.mkdir(mode=0o700)
-                handle = AgentHandle(directory)
+                handle = AgentHandle(directory, (dies_at or {}).get(number, ""))
                 handles.append(handle)
                 handle.start(*arguments)
                 await handle.connect(nursery)
@@ -336,17 +369,28 @@ class Move:
         change: Callable[[bytes], list[bytes]],
     ) -> None:
         async for message in inbox:
-            event, params = message["event"], message["params"]
-            if params.get("migration_id") != self.migration_id:
-                continue
-            if event == "session":
-                for payload in change(params["payload"]):
-                    await to.notify("session", migration_id=self.migration_id, payload=payload)
-            elif event == "release" and self.deliver_token:
-                await to.notify(
-                    "token_delivered", migration_id=self.migration_id, payload=params["payload"]
-                )
-            elif event == "resumed" and self.deliver_resumed:
-                await to.notify(
-                    "resumed_delivered", migration_id=self.migration_id, payload=params["payload"]
-                )
+            # What is on its way to an agent that dies is lost.
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._pass_on(message, to, change)
+
+    async def _pass_on(
+        self, message: Message, to: AgentHandle, change: Callable[[bytes], list[bytes]]
+    ) -> None:
+        event, params = message["event"], message["params"]
+        if params.get("migration_id") != self.migration_id:
+            return
+        if event == "session":
+            for payload in change(params["payload"]):
+                await to.notify("session", migration_id=self.migration_id, payload=payload)
+        elif event == "release" and self.deliver_token:
+            await self.give_token(params["payload"])
+        elif event == "resumed" and self.deliver_resumed:
+            await to.notify(
+                "resumed_delivered", migration_id=self.migration_id, payload=params["payload"]
+            )
+
+    async def give_token(self, token: bytes) -> None:
+        """Deliver the token to the destination."""
+        await self.destination.notify(
+            "token_delivered", migration_id=self.migration_id, payload=token
+        )

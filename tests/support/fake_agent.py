@@ -12,10 +12,11 @@ The policy of the enclave, which the daemons hand on unread, is a script in JSON
 `hold_at`: stop in that state until cancelled; the file `held` in INSTANCE_DIR says that it does.
 `hold_until`: a file; wait in `hold_at` until it is there. `fail_at`: end as failed in that state,
 with `code`. `die_at`: end the agent. `refuse`: blockers of the destination. `ignore_tokens`: how
-many tokens the destination leaves unanswered. `release_first`: let a cancel lose the race against
+many tokens the destination leaves unanswered. `resumed_when`: a file; the destination runs, and
+does not say so until it is there. `release_first`: let a cancel lose the race against
 the release: ends the hold, and answers when it has released. At the top, `status_blockers` are the
 source's own, and `launch_error` refuses to launch. The file `exited` in INSTANCE_DIR says that the
-program has ended, `withdrawn` that it was cancelled.
+program has ended, `withdrawn` that it was cancelled, `kept` that a cancel came after the token.
 """
 
 # It polls, and touches files where it likes: it is a scripted program, not a daemon.
@@ -157,7 +158,7 @@ class Agent:
 
     def daemon_lost(self) -> None:
         """A source without a daemon gives up, as contract 1 says."""
-        if self.state == "running" and self.migration_id:
+        if self.state == "running" and self.migration_id and not self.confirmation:
             self.scope.cancel()
 
     def hear(self, event: str, params: Params) -> None:
@@ -229,7 +230,10 @@ class Agent:
 
     async def do_cancel(self, params: Params, _fd: int | None) -> Params:
         mine = self.script.get("source", {})
-        if "release_first" in mine:
+        if self.confirmation:
+            (self.directory / "kept").touch()
+            raise AlreadyReleased("it runs here")
+        if "release_first" in mine and self.state != "waiting":
             Path(mine["hold_until"]).touch()
             while self.state != "released":
                 await trio.sleep(0.01)
@@ -247,6 +251,7 @@ class Agent:
     def _begin(self, params: Params) -> None:
         self.params = params
         self.migrating = True
+        self.confirmation = b""
         self.migration_id = params["migration_id"]
         self.streams = {}
         self.scope = trio.CancelScope()
@@ -393,6 +398,8 @@ class Agent:
         self._run_program()
         if mine.get("die_at") == "resumed":
             os._exit(9)
+        while "resumed_when" in mine and not os.path.exists(mine["resumed_when"]):
+            await trio.sleep(0.01)
         await self._tell("resumed", {"payload": self.confirmation})
         self.nursery.start_soon(self._confirm_again, expected, self.migration_id, self.to_hear)
         return {"receipt": {"body": b"body of the destination", "evidence": b"evidence"}}

@@ -1,0 +1,172 @@
+/* Whether an arena that came from another host holds a state that can be restored.
+ *
+ * The source was attested and its records were sealed, so what arrives is what a runtime of this very
+ * image wrote. This is the second line: a mistake there must end here in a refusal with a text, not in
+ * a crash, and nothing outside the enclave may be touched before the program runs. Every index, offset,
+ * count, address and path that the restore uses is bounded here, once, before the first use. What
+ * only the program itself relies on (its registers, its handlers) is its own affair. */
+#include "rt.h"
+
+#define TASK_END (1ul << 47) /* user addresses end here with four levels of page tables */
+#define USER_CS 0x33
+#define USER_SS 0x2b
+#define O_ACCMODE 3
+#define O_NEVER_KEPT 020001300 /* O_CREAT, O_EXCL, O_TRUNC, the bit of O_TMPFILE */
+
+/* Offsets in a signal frame's floating-point state. Source: struct _fpx_sw_bytes and struct
+ * _fpstate_64, arch/x86/include/uapi/asm/sigcontext.h; Intel SDM volume 1, 13.4.2 (XSAVE header). */
+#define FP_MXCSR 24
+#define FP_MXCSR_MASK 28
+#define FP_MAGIC1 464
+#define FP_EXTENDED_BYTES 468
+#define FP_XSTATE_BYTES 480
+#define FP_LEGACY_BYTES 512
+#define FP_XSTATE_BV 512
+#define FP_XCOMP_BV 520
+#define FP_MIN_BYTES 576
+#define MAGIC1 0x46505853u
+#define MAGIC2 0x46505845u
+#define DEFAULT_MXCSR_MASK 0xffbfu
+
+static u32 word(u64 at) {
+  return *(const u32 *)at;
+}
+
+static u64 long_word(u64 at) {
+  return *(const u64 *)at;
+}
+
+static u64 enabled_features(void) {
+  u32 low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (u64)high << 32 | low;
+}
+
+static u32 mxcsr_mask(void) {
+  u8 area[FP_LEGACY_BYTES] __attribute__((aligned(16)));
+  rt_fill(area, 0, sizeof area);
+  __asm__ volatile("fxsave %0" : "=m"(area));
+  u32 mask = word((u64)area + FP_MXCSR_MASK);
+  return mask ? mask : DEFAULT_MXCSR_MASK;
+}
+
+static int ends(const char *text, u64 bytes) {
+  for (u64 i = 0; i < bytes; i++)
+    if (!text[i])
+      return 1;
+  return 0;
+}
+
+static void check_bounds(const struct rt_layout *image) {
+  if (RT->magic != OPTMIG_RT_MAGIC || RT->abi_version != OPTMIG_ABI_VERSION ||
+      RT->arena_bytes != CTL->arena_bytes)
+    rt_fail(E_INVAL, "the arena does not hold a state of this runtime's version and size");
+  if (RT->data_start != image->data_start || RT->data_end != image->data_end ||
+      RT->data_copy != image->data_copy || RT->low != image->low)
+    rt_fail(E_INVAL, "the travelling state is laid out for another image");
+  if (RT->vma_count > RT_MAX_VMAS || RT->fd_high > RT_MAX_FDS ||
+      RT->shared_count > ARRAY_LEN(RT->shared_off) || RT->high != ARENA_BASE + RT->arena_bytes ||
+      RT->brk_start < RT->low || RT->brk_now < RT->brk_start || RT->brk_now > RT->high || RT->vpid <= 0)
+    rt_fail(E_INVAL, "the travelling state is out of bounds");
+  if (!ends(RT->cwd, sizeof RT->cwd) || !ends(RT->own_dir, sizeof RT->own_dir) ||
+      !ends(RT->exec_name, sizeof RT->exec_name) || !ends(RT->outside_path, sizeof RT->outside_path) ||
+      RT->shared_text[sizeof RT->shared_text - 1] || RT->cwd[0] != '/' || RT->own_dir[0] != '/')
+    rt_fail(E_INVAL, "a path of the travelling state is damaged");
+  for (u32 i = 0; i < RT->shared_count; i++)
+    if (RT->shared_off[i] >= sizeof RT->shared_text)
+      rt_fail(E_INVAL, "the table of shared paths is out of bounds");
+  if (RT->proc_pending & RUNTIME_SIGNALS)
+    rt_fail(E_INVAL, "a signal is pending that no program can have");
+}
+
+/* What XRSTOR would refuse would kill the process after it was given the right to run. */
+static int fp_ok(u64 fp, u64 low, u64 end, u64 features, u32 mask) {
+  if (!fp)
+    return 1;
+  if (fp & 63 || fp < low || fp >= end || end - fp < FP_MIN_BYTES)
+    return 0;
+  u64 extended = word(fp + FP_EXTENDED_BYTES), xstate = word(fp + FP_XSTATE_BYTES);
+  if (word(fp + FP_MAGIC1) != MAGIC1 || extended > end - fp || xstate < FP_MIN_BYTES ||
+      xstate + sizeof(u32) > extended || word(fp + xstate) != MAGIC2)
+    return 0;
+  return !(word(fp + FP_MXCSR) & ~mask) && !(long_word(fp + FP_XSTATE_BV) & ~features) &&
+         !long_word(fp + FP_XCOMP_BV) && !long_word(fp + FP_XCOMP_BV + 8);
+}
+
+static int thread_ok(const struct rt_thread *t, u32 i, u64 features, u32 mask) {
+  u64 low = ALT_STACKS_BASE + i * ALT_STACK_BYTES, end = low + ALT_STACK_BYTES;
+  if (!t->parked || t->stack_low != low || t->stack_bytes != ALT_STACK_BYTES)
+    return 0;
+  if (t->frame < low + PAGE_BYTES || t->frame > end - sizeof(struct rt_ucontext) || t->frame & 7)
+    return 0;
+  const struct rt_ucontext *uc = (const struct rt_ucontext *)t->frame;
+  if (uc->stack.sp != low || uc->stack.size != ALT_STACK_BYTES)
+    return 0; /* the kernel would take the next signal to another stack */
+  if (uc->cs != USER_CS || uc->ss != USER_SS || uc->rip >= TASK_END || uc->rsp >= TASK_END ||
+      t->fs_base >= TASK_END)
+    return 0;
+  if (t->vtid <= 0 || t->vtid >= RT->next_vtid || t->pending & RUNTIME_SIGNALS ||
+      uc->sigmask & RUNTIME_SIGNALS)
+    return 0;
+  return fp_ok(uc->fpstate, low, end, features, mask);
+}
+
+static void check_threads(void) {
+  u64 features = enabled_features();
+  u32 threads = 0, mask = mxcsr_mask();
+  for (u32 i = 0; i < RT_MAX_THREADS; i++) {
+    const struct rt_thread *t = &RT->threads[i];
+    if (!t->used)
+      continue;
+    threads++;
+    if (!thread_ok(t, i, features, mask))
+      rt_fail(E_INVAL, "the frame of a parked thread is damaged");
+  }
+  if (threads == 0 || threads != RT->thread_count || RT->lock)
+    rt_fail(E_INVAL, "the table of threads is damaged");
+}
+
+/* A path beneath the own directory is opened so that the kernel keeps it there; any other must be what
+ * resolving it again makes of it. */
+static int ofd_ok(const struct rt_ofd *o) {
+  struct rt_path p;
+  if (o->blocker || o->flags & O_NEVER_KEPT || o->offset < 0 || !ends(o->path, sizeof o->path))
+    return 0;
+  switch (o->kind) {
+  case OFD_STDIN:
+  case OFD_OUTPUT: return 1;
+  case OFD_OWN: return o->path[0] && o->path[0] != '/';
+  case OFD_EXTERNAL:
+    if (o->flags & O_ACCMODE)
+      return 0;
+    break;
+  case OFD_SHARED:
+  case OFD_DEVICE: break;
+  default: return 0;
+  }
+  return o->path[0] == '/' && !IS_ERR(rt_resolve(-100, o->path, &p)) && p.kind == o->kind &&
+         rt_streq(p.text, o->path);
+}
+
+static void check_files(void) {
+  u16 refs[RT_MAX_OFDS];
+  rt_fill(refs, 0, sizeof refs);
+  for (u32 fd = 0; fd < RT_MAX_FDS; fd++) {
+    const struct rt_fd *f = &RT->fds[fd];
+    if (f->state == FD_FREE)
+      continue;
+    if (f->state != FD_OPEN || fd >= RT->fd_high || f->ofd >= RT_MAX_OFDS)
+      rt_fail(E_INVAL, "the descriptor table is damaged");
+    if (!refs[f->ofd]++ && !ofd_ok(&RT->ofds[f->ofd]))
+      rt_fail(E_INVAL, "the table of open files is damaged");
+  }
+  for (u32 i = 0; i < RT_MAX_OFDS; i++)
+    if (RT->ofds[i].refs != refs[i])
+      rt_fail(E_INVAL, "the table of open files does not fit the descriptors");
+}
+
+void rt_check_state(const struct rt_layout *image) {
+  check_bounds(image);
+  check_threads();
+  check_files();
+}

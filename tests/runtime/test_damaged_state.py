@@ -1,0 +1,321 @@
+"""A travelling state that was damaged is refused by the runtime, with a text, before anything runs.
+
+The source is attested and the records are sealed, so no attacker gets this far as long as both
+hold. Here a real program is parked once, and its memory restored again and again with one thing
+changed: by hand where a check must catch it, and at random. Whatever it is, the fresh process
+refuses by name or is prepared; it never dies of it, and touches no file outside.
+"""
+
+import os
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+
+from optmigd.enclave_shim import abi, image
+from optmigd.enclave_shim.abi import Command, Mode, OfdKind
+from optmigd.enclave_shim.arena import Arena
+from optmigd.enclave_shim.process import Process, Start
+from optmigd.protocol.errors import RuntimeFailed
+from tests.conftest import BuildProgram
+
+MEMORY_BYTES = 128 << 20
+RANDOM_DAMAGES = int(os.environ.get("DAMAGES", "150"))
+ALT_STACKS_PAGE = abi.RT_STATE_BYTES // abi.PAGE_BYTES
+U64 = 2**64 - 1
+FIELDS_BYTES = {name: int(at[1]) for name, at in (abi.RT_STATE.fields or {}).items()}["sigactions"]
+
+State = Any
+Damage = Callable[[State, "Frame"], None]
+
+
+class Frame:
+    """The parked frame of the first thread, as 64-bit words; see `struct rt_ucontext`."""
+
+    FPSTATE, RIP, SELECTORS, SIGMASK = 28, 21, 23, 37
+    """Indexes of words: uc_mcontext.fpstate, rip, the word of cs/gs/fs/ss, uc_sigmask."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        address = int(arena.rt_state["threads"][0]["frame"]) - abi.ARENA_BASE
+        flat = np.frombuffer(arena.view, dtype=np.uint8)
+        self.words = flat[address : address + 400].view("<u8")
+        at = int(self.words[self.FPSTATE]) - abi.ARENA_BASE
+        self.fp = flat[at : at + 576]
+
+
+@dataclass
+class Parked:
+    """A program's whole memory, as it was when every thread was parked."""
+
+    image: image.Image
+    pieces: list[tuple[int, bytes]]
+    own: Path
+    outside: Path
+    shared: Path
+
+    def start(self) -> Start:
+        """How a fresh process of it is started; beneath an own directory that is there."""
+        return Start("parked", self.own, self.own.parent / "output.log", None)
+
+    def arena(self) -> Arena:
+        """A fresh arena with that memory."""
+        arena = Arena(MEMORY_BYTES)
+        for offset, content in self.pieces:
+            arena.view[offset : offset + len(content)] = content
+        return arena
+
+
+async def _with_process(
+    arena: Arena,
+    mode: Mode,
+    loaded: image.Image,
+    how: Start,
+    act: Callable[[Process], Awaitable[None]],
+) -> None:
+    """Run `act` with a process that has booted; both process and memory are gone afterwards."""
+    try:
+        process = Process(arena, loaded, mode, how)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(process.run)
+            with trio.fail_after(20):
+                await process.booted()
+                await act(process)
+            nursery.cancel_scope.cancel()
+    finally:
+        arena.close()
+
+
+@pytest.fixture(scope="module")
+def parked(program: BuildProgram, tmp_path_factory: pytest.TempPathFactory) -> Parked:
+    folder = tmp_path_factory.mktemp("damaged")
+    own, shared = folder / "own", folder / "shared"
+    own.mkdir()
+    shared.mkdir()
+    (shared / "file").write_bytes(b"shared content")
+    outside = folder / "outside"
+    outside.write_bytes(b"precious content")
+    loaded = image.load(str(program("parker").image))
+    arena = Arena(MEMORY_BYTES)
+    pieces: list[tuple[int, bytes]] = []
+    how = Start(
+        "parked",
+        own,
+        folder / "output.log",
+        None,
+        argv=["parked", str(outside), str(shared / "file")],
+        shared=[str(shared)],
+    )
+
+    async def park(process: Process) -> None:
+        while b"ready" not in how.output.read_bytes():  # noqa: ASYNC110 (no event tells of it)
+            await trio.sleep(0.01)
+        await process.quiesce(10)
+        for first, count in arena.resident_runs().tolist():
+            start, end = first * abi.PAGE_BYTES, (first + count) * abi.PAGE_BYTES
+            pieces.append((start, bytes(arena.view[start:end])))
+
+    trio.run(_with_process, arena, Mode.LAUNCH, loaded, how, park)
+    return Parked(loaded, pieces, own, outside, shared / "file")
+
+
+def _restored(parked: Parked, damage: Damage) -> str:
+    """Damage the memory and prepare it in a fresh process; the refusal's text, or ""."""
+    refusal = ""
+
+    async def prepare(process: Process) -> None:
+        nonlocal refusal
+        try:
+            await process.command(Command.PREPARE)
+        except RuntimeFailed:
+            refusal = process.ctl.error_text or DIED
+
+    arena = parked.arena()
+    damage(arena.rt_state, Frame(arena))
+    trio.run(_with_process, arena, Mode.RESTORE, parked.image, parked.start(), prepare)
+    assert parked.outside.read_bytes() == b"precious content"
+    assert parked.shared.read_bytes() == b"shared content"
+    assert (parked.own / "own.txt").read_bytes() == b"0123456789"
+    assert refusal != DIED
+    return refusal
+
+
+def test_what_was_not_damaged_runs_to_its_end(parked: Parked) -> None:
+    async def run(process: Process) -> None:
+        await process.command(Command.PREPARE)
+        await process.command(Command.RUN)
+        (parked.own / "stop").touch()
+        await process.exited.wait()
+        assert process.exit_status == 0
+
+    trio.run(_with_process, parked.arena(), Mode.RESTORE, parked.image, parked.start(), run)
+    (parked.own / "stop").unlink()
+    assert (parked.own.parent / "output.log").read_bytes().endswith(b"ready\noffset 10\n")
+
+
+def _set(field: str, value: object) -> Damage:
+    def damage(state: State, frame: Frame) -> None:
+        state[field] = value
+
+    return damage
+
+
+def _set_in(table: str, index: int, field: str, value: object) -> Damage:
+    def damage(state: State, frame: Frame) -> None:
+        state[table][index][field] = value
+
+    return damage
+
+
+def _set_word(index: int, value: int) -> Damage:
+    def damage(state: State, frame: Frame) -> None:
+        frame.words[index] = value
+
+    return damage
+
+
+def _set_fp(offset: int, value: int, size: int = 4) -> Damage:
+    def damage(state: State, frame: Frame) -> None:
+        frame.fp[offset : offset + size] = np.frombuffer(value.to_bytes(size, "little"), np.uint8)
+
+    return damage
+
+
+def _ofd(kind: OfdKind, field: str, value: object) -> Damage:
+    """Change the first open file of a kind."""
+
+    def damage(state: State, frame: Frame) -> None:
+        used = (state["ofds"]["kind"] == kind) & (state["ofds"]["refs"] > 0)
+        state["ofds"][int(np.flatnonzero(used)[0])][field] = value
+
+    return damage
+
+
+def _all_paths_unended(state: State, frame: Frame) -> None:
+    state["cwd"] = b"/" * abi.RT_PATH_BYTES
+
+
+DIED = "(it died instead of refusing)"
+STACK = abi.ARENA_BASE + abi.RT_STATE_BYTES
+LAID_OUT, BOUNDS, PATHS = "laid out for another image", "out of bounds", "path of the travelling"
+FRAME, THREADS = "frame of a parked thread", "table of threads"
+FDS, FILES, MAPPINGS = "descriptor", "open files", "mappings"
+
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "magic": (_set("magic", 0), "version and size"),
+    "version": (_set("abi_version", 99), "version and size"),
+    "size": (_set("arena_bytes", MEMORY_BYTES * 2), "version and size"),
+    "low": (_set("low", STACK), LAID_OUT),
+    "data-start": (_set("data_start", 0x10000), LAID_OUT),
+    "data-end": (_set("data_end", U64), LAID_OUT),
+    "data-copy": (_set("data_copy", 0), LAID_OUT),
+    "high": (_set("high", U64), BOUNDS),
+    "brk-beyond": (_set("brk_now", U64), BOUNDS),
+    "brk-below": (_set("brk_start", 0), BOUNDS),
+    "vma-count": (_set("vma_count", abi.RT_MAX_VMAS + 1), BOUNDS),
+    "fd-high": (_set("fd_high", abi.RT_MAX_FDS + 1), BOUNDS),
+    "fd-high-low": (_set("fd_high", 2), FDS),
+    "shared-count": (_set("shared_count", 33), BOUNDS),
+    "shared-offset": (_set("shared_off", [8192] + [0] * 31), BOUNDS),
+    "own-id": (_set("vpid", -1), BOUNDS),
+    "lock": (_set("lock", 1), THREADS),
+    "thread-count": (_set("thread_count", 2), THREADS),
+    "pending-kill": (_set("proc_pending", 1 << 8), "pending"),
+    "cwd-unended": (_all_paths_unended, PATHS),
+    "cwd-relative": (_set("cwd", b"x"), PATHS),
+    "own-dir-empty": (_set("own_dir", b""), PATHS),
+    "not-parked": (_set_in("threads", 0, "parked", 0), FRAME),
+    "frame-wraps": (_set_in("threads", 0, "frame", U64 - 7), FRAME),
+    "frame-zero": (_set_in("threads", 0, "frame", 0), FRAME),
+    "frame-of-another": (_set_in("threads", 1, "frame", STACK + (128 << 10)), FRAME),
+    "frame-at-the-end": (_set_in("threads", 0, "frame", STACK + (256 << 10) - 8), FRAME),
+    "frame-uneven": (_set_in("threads", 0, "frame", STACK + (128 << 10) + 1), FRAME),
+    "stack": (_set_in("threads", 0, "stack_low", STACK + 4096), FRAME),
+    "fs-base": (_set_in("threads", 0, "fs_base", 1 << 63), FRAME),
+    "thread-id": (_set_in("threads", 1, "vtid", -5), FRAME),
+    "thread-pending-stop": (_set_in("threads", 0, "pending", 1 << 18), FRAME),
+    "thread-out-of-nothing": (_set_in("threads", 200, "used", 1), FRAME),
+    "alternate-stack": (_set_word(2, STACK + 4096), FRAME),
+    "alternate-stack-size": (_set_word(4, U64), FRAME),
+    "rip": (_set_word(Frame.RIP, 1 << 63), FRAME),
+    "selectors": (_set_word(Frame.SELECTORS, U64), FRAME),
+    "signal-mask": (_set_word(Frame.SIGMASK, U64), FRAME),
+    "fp-elsewhere": (_set_word(Frame.FPSTATE, 0x1000), FRAME),
+    "fp-uneven": (_set_word(Frame.FPSTATE, STACK + (200 << 10) + 1), FRAME),
+    "mxcsr": (_set_fp(24, 0xFFFFFFFF), FRAME),
+    "fp-magic": (_set_fp(464, 0), FRAME),
+    "fp-size": (_set_fp(468, 0xFFFFFFFF), FRAME),
+    "fp-xstate-size": (_set_fp(480, 0xFFFFFFFF), FRAME),
+    "xstate-features": (_set_fp(512, U64, 8), FRAME),
+    "xstate-compacted": (_set_fp(520, 1 << 63, 8), FRAME),
+    "fd-state": (_set_in("fds", 3, "state", 7), FDS),
+    "fd-description": (_set_in("fds", 3, "ofd", 0xFFFFFFFF), FDS),
+    "fd-out-of-nothing": (_set_in("fds", 999, "state", 1), FDS),
+    "refs": (_ofd(OfdKind.OWN, "refs", 1), "does not fit"),
+    "kind": (_ofd(OfdKind.OWN, "kind", 99), FILES),
+    "blocker": (_ofd(OfdKind.OWN, "kind", OfdKind.BLOCKER), FILES),
+    "own-absolute": (_ofd(OfdKind.OWN, "path", b"/etc/passwd"), FILES),
+    "own-above": (_ofd(OfdKind.OWN, "path", b"../outside"), "could not be opened again"),
+    "own-truncates": (_ofd(OfdKind.OWN, "flags", os.O_RDWR | os.O_TRUNC), FILES),
+    "own-creates": (_ofd(OfdKind.OWN, "flags", os.O_RDWR | os.O_CREAT), FILES),
+    "own-offset": (_ofd(OfdKind.OWN, "offset", -1), FILES),
+    "own-unended": (_ofd(OfdKind.OWN, "path", b"x" * abi.RT_PATH_BYTES), FILES),
+    "external-written": (_ofd(OfdKind.EXTERNAL, "flags", os.O_WRONLY), FILES),
+    "external-truncated": (_ofd(OfdKind.EXTERNAL, "flags", os.O_RDONLY | os.O_TRUNC), FILES),
+    "external-relative": (_ofd(OfdKind.EXTERNAL, "path", b"outside"), FILES),
+    "external-device": (_ofd(OfdKind.EXTERNAL, "kind", OfdKind.DEVICE), FILES),
+    "external-shared": (_ofd(OfdKind.EXTERNAL, "kind", OfdKind.SHARED), FILES),
+    "shared-locked": (_ofd(OfdKind.SHARED, "blocker", 3), FILES),
+    "device-elsewhere": (_ofd(OfdKind.DEVICE, "path", b"/dev/sda"), FILES),
+    "device-by-detour": (_ofd(OfdKind.DEVICE, "path", b"/dev/../dev/null"), FILES),
+    "vma-reversed": (_set_in("vmas", 1, "end", 0), MAPPINGS),
+    "vma-over-the-runtime": (_set_in("vmas", 0, "start", 0x10000), MAPPINGS),
+    "vma-protection": (_set_in("vmas", 1, "prot", 0xFF), MAPPINGS),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_refused_with_a_text(parked: Parked, name: str) -> None:
+    damage, text = DAMAGES[name]
+    assert text in _restored(parked, damage)
+
+
+def test_a_link_in_the_own_directory_leads_nowhere(parked: Parked) -> None:
+    (parked.own / "planted").symlink_to(parked.outside)
+    try:
+        refusal = _restored(parked, _ofd(OfdKind.OWN, "path", b"planted"))
+    finally:
+        (parked.own / "planted").unlink()
+    assert "could not be opened again: planted" in refusal
+
+
+def _flip(chance: random.Random, state: State, frame: Frame) -> None:
+    """Change a few bytes of one of: a used table, the frame, or the fields before the tables."""
+    fields = np.frombuffer(frame.arena.view, np.uint8)[:FIELDS_BYTES]
+    targets = (
+        fields,
+        state["threads"][:3].view(np.uint8),
+        state["fds"][:16].view(np.uint8),
+        state["ofds"][: int((state["ofds"]["refs"] > 0).sum())].view(np.uint8),
+        state["vmas"][: int(state["vma_count"])].view(np.uint8),
+        frame.words.view(np.uint8),
+        frame.fp,
+    )
+    content = chance.choice(targets)
+    for _ in range(chance.randint(1, 4)):
+        content[chance.randrange(len(content))] = chance.randrange(256)
+
+
+def test_damage_at_random_never_kills_and_touches_nothing_outside(parked: Parked) -> None:
+    seed = int(os.environ.get("DAMAGE_SEED", "0")) or random.SystemRandom().randrange(2**32)
+    print(f"DAMAGE_SEED={seed}")
+    chance = random.Random(seed)
+    refused = 0
+    for _ in range(RANDOM_DAMAGES):
+        refused += bool(_restored(parked, lambda state, frame: _flip(chance, state, frame)))
+    assert refused > RANDOM_DAMAGES // 10

@@ -1,0 +1,102 @@
+"""A shim agent whose first process kills itself at a chosen point (`DIES_AT` in the environment).
+
+The keeper is the real one, and so is the agent that follows. A point is a method that is replaced
+by one that dies before, or after, it has done its work.
+"""
+
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from optmigd.enclave_shim.__main__ import main
+from optmigd.enclave_shim.kept import Inheritance
+
+MENDED = Path("mended")
+"""In the instance's directory: ends a crash loop."""
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fragile(owner: Any, name: str, *, after: bool, only_if: Callable[..., bool]) -> None:
+    original = getattr(owner, name)
+
+    async def wrapped_async(*args: Any, **kwargs: Any) -> Any:
+        if not after and only_if(*args):
+            _die()
+        result = await original(*args, **kwargs)
+        if after and only_if(*args):
+            _die()
+        return result
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not after and only_if(*args):
+            _die()
+        result = original(*args, **kwargs)
+        if after and only_if(*args):
+            _die()
+        return result
+
+    setattr(owner, name, wrapped_async if inspect.iscoroutinefunction(original) else wrapped)
+
+
+def _make_fragile(point: str) -> None:
+    """Arrange for this process to die at a point."""
+    from optmigd.enclave_shim.migration import source
+    from optmigd.enclave_shim.migration.arrival import Arrival
+    from optmigd.enclave_shim.migration.conversation import Conversation
+    from optmigd.enclave_shim.migration.departure import Departure
+    from optmigd.enclave_shim.migration.rounds import Rounds
+    from optmigd.enclave_shim.migration.takeover import Takeover
+    from optmigd.enclave_shim.process import Process
+    from optmigd.protocol.handoff_seals import HandoffSeals
+    from optmigd.protocol.session import Ready
+
+    def always(*args: Any) -> bool:
+        return True
+
+    def is_ready(conversation: Conversation, message: object) -> bool:
+        return isinstance(message, Ready)
+
+    def is_confirmed(takeover: Takeover) -> bool:
+        return bool(takeover.confirmation)
+
+    points: dict[str, tuple[Any, str, bool, Callable[..., bool]]] = {
+        # source
+        "tracking": (Rounds, "collect", False, always),
+        "parking": (signal, "pidfd_send_signal", False, always),
+        "parked": (source, "make_manifest", False, always),
+        "noted": (Process, "release", False, always),
+        "released": (Departure, "complete", False, always),
+        "token out": (Departure, "_send_token", True, always),
+        # destination
+        "receiving": (Arrival, "fits", False, always),
+        "ready noted": (Conversation, "send", False, is_ready),
+        "ready said": (Conversation, "send", True, is_ready),
+        "running": (HandoffSeals, "seal_resumed", False, always),
+        "sealed": (Takeover, "note", False, is_confirmed),
+        "confirmed": (Takeover, "note", True, is_confirmed),
+    }
+    owner, name, after, only_if = points[point]
+    _fragile(owner, name, after=after, only_if=only_if)
+
+
+def _work(inheritance: Inheritance) -> int:
+    point = os.environ["DIES_AT"]
+    if point == "start":
+        if inheritance.restarts and not MENDED.exists():
+            _die()
+    elif not inheritance.restarts:
+        _make_fragile(point)
+    from optmigd.enclave_shim import worker
+
+    return worker.main(Path.cwd(), None, inheritance)
+
+
+if __name__ == "__main__":
+    sys.exit(main(work=_work))

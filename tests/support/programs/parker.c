@@ -1,0 +1,50 @@
+/* Holds one of everything that a restore puts back: threads, files of every kind, a duplicate, a
+ * handler, mappings; says "ready", and waits for the file "stop".
+ * usage: parker EXTERNAL SHARED */
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+static void nap(void) {
+  struct timespec t = {0, 5000000};
+  nanosleep(&t, NULL);
+}
+
+static void *waiter(void *argument) {
+  while (access("stop", F_OK))
+    nap();
+  return argument;
+}
+
+static void on_usr1(int sig) {
+  (void)sig;
+}
+
+int main(int argc, char **argv) {
+  if (argc != 3)
+    return 2;
+  int own = open("own.txt", O_RDWR | O_CREAT, 0600), external = open(argv[1], O_RDONLY),
+      shared = open(argv[2], O_RDWR), device = open("/dev/null", O_WRONLY), twice = dup(own);
+  if (own < 0 || external < 0 || shared < 0 || device < 0 || twice < 0)
+    return 3;
+  if (write(own, "0123456789", 10) != 10 || lseek(external, 3, SEEK_SET) != 3)
+    return 4;
+  if (mmap(NULL, 1 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
+    return 5;
+  signal(SIGUSR1, on_usr1);
+  pthread_t threads[2];
+  for (int i = 0; i < 2; i++)
+    if (pthread_create(&threads[i], NULL, waiter, NULL))
+      return 6;
+  printf("ready\n");
+  fflush(stdout);
+  waiter(NULL);
+  for (int i = 0; i < 2; i++)
+    pthread_join(threads[i], NULL);
+  printf("offset %ld\n", (long)lseek(twice, 0, SEEK_CUR));
+  return 0;
+}
