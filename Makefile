@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo test check format bench soak fuzz clean
+.PHONY: help demo test check format bench soak crash-matrix fuzz clean
 
 help:
 	@echo "make demo    two daemons on this machine, a program moved live between them (about 3 min)"
@@ -12,7 +12,9 @@ help:
 	@echo "make check   format, lint, types, import rules"
 	@echo "make format  rewrite Python and C in the house format"
 	@echo "make bench   downtime against stop-and-copy, overhead; JSON in bench-results/"
-	@echo "make soak    hundreds of moves at random instants (SOAK_MOVES, SOAK_SEED)"
+	@echo "make soak    hundreds of moves at random instants (SOAK_MOVES), and of random faults"
+	@echo "             (SOAK_FAULTS); SOAK_SEED"
+	@echo "make crash-matrix  every boundary of a move x every fault (CRASH_MATRIX_FILTER), hours"
 	@echo "make fuzz    every parser fuzzed, guided by coverage (FUZZ_SECONDS for each, 60)"
 
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -49,7 +51,10 @@ bench: $(VENV)/.run
 	$(BIN)/python -m optmigd.bench.compute
 
 soak: $(VENV)/.dev
-	$(BIN)/python -m pytest -m soak -s --timeout 0 tests/migration
+	$(BIN)/python -m pytest -m soak -s --timeout 0 tests/migration tests/faults
+
+crash-matrix: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.matrix
 
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.dev

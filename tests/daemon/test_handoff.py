@@ -28,7 +28,7 @@ def runs(site: Site) -> list[str]:
 async def wait_status(site: Site, **expected: object) -> dict[str, Any]:
     """Wait until the status of e1 has these values."""
     status: dict[str, Any] = {}
-    with trio.move_on_after(15):
+    with trio.move_on_after(40):
         while True:
             try:
                 status = dict(await site.client.status("e1"))

@@ -1,4 +1,4 @@
-"""What the program itself shows: its ledger (`tests/support/programs/ledger.c`)."""
+"""What a program itself shows: its answer, and its ledger if it keeps one (`ledger.c`)."""
 
 import subprocess
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from optmigd.bench.programs import Program
+from tests.support.journeys import answer_line
 
 LINE_BYTES = 24
 EXIT_STATUS = 7
@@ -61,8 +62,46 @@ class Ledger:
         return float(np.diff(times).max()) * 1e-6
 
 
-def expected_answer(program: Program, steps: int) -> str:
-    """The answer of an uninterrupted native run of so many steps."""
-    done = subprocess.run([program.native, str(steps)], capture_output=True, check=False)
-    assert done.returncode == EXIT_STATUS
-    return done.stdout.decode().strip()
+class LedgerWork:
+    """The program that keeps a ledger, and ends when it is told to."""
+
+    name = "ledger"
+    exit_status = EXIT_STATUS
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def arguments(self, ledger: Ledger) -> list[str]:
+        """The program's arguments."""
+        return ledger.arguments()
+
+    def answer(self, ledger: Ledger) -> str:
+        """The answer of an uninterrupted native run of as many steps as the ledger has."""
+        native = [str(self.program.native), str(ledger.steps())]
+        done = subprocess.run(native, capture_output=True, check=False)
+        assert done.returncode == EXIT_STATUS
+        return answer_line(done.stdout)
+
+
+class PlainWork:
+    """Any other test program: it computes for a while, answers and ends."""
+
+    def __init__(
+        self, name: str, program: Program, arguments: list[str], expected: tuple[int, str]
+    ) -> None:
+        """Remember what an uninterrupted native run gave: exit status and answer."""
+        self.name = name
+        self.program = program
+        self._arguments = arguments
+        self.exit_status, self._answer = expected
+
+    def arguments(self, _ledger: Ledger) -> list[str]:
+        """The program's arguments."""
+        return self._arguments
+
+    def answer(self, _ledger: Ledger) -> str:
+        """The native run's answer."""
+        return self._answer
+
+
+Work = LedgerWork | PlainWork

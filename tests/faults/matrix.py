@@ -24,8 +24,9 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from optmigd.bench.programs import Program, build
+from optmigd.bench.programs import build
 from tests.faults.cells import FAULTS, Cell, run_cell, trace_of
+from tests.faults.evidence import LedgerWork, Work
 from tests.faults.gate import Boundary
 from tests.faults.hosts import Faulty, faulty_hosts
 
@@ -91,11 +92,11 @@ class Workplace:
         stack.close()
 
 
-def boundaries_of(folder: Path, program: Program) -> list[Boundary]:
+def boundaries_of(folder: Path, work: Work) -> list[Boundary]:
     """The boundaries of an undisturbed migration: the first of each, in their order."""
     workplace = Workplace(folder)
     try:
-        trace = trace_of(workplace.hosts(), program, "undisturbed")
+        trace = trace_of(workplace.hosts(), work, "undisturbed")
     finally:
         workplace.discard()
     return list(dict.fromkeys(Boundary(b.host, b.kind, b.name) for b in trace))
@@ -103,7 +104,7 @@ def boundaries_of(folder: Path, program: Program) -> list[Boundary]:
 
 def run_cells(
     folder: Path,
-    program: Program,
+    work: Work,
     tasks: Sequence[Task],
     workers: int,
     results: Path,
@@ -114,7 +115,7 @@ def run_cells(
 
     Args:
         folder: for the hosts, with a short path.
-        program: built from `ledger.c`.
+        work: what moves.
         tasks: boundaries and faults.
         workers: how many at the same time.
         results: for the logs of daemons and agents.
@@ -129,7 +130,7 @@ def run_cells(
     errors: list[BaseException] = []
     lock = threading.Lock()
 
-    def work(worker: int) -> None:
+    def serve(worker: int) -> None:
         workplace = Workplace(folder / f"w{worker}")
         try:
             while not errors and time.monotonic() < until_s:
@@ -137,7 +138,7 @@ def run_cells(
                     number, (boundary, faults) = todo.get_nowait()
                 except queue.Empty:
                     return
-                cell = run_cell(workplace.hosts(), program, f"c{number}", boundary, faults)
+                cell = run_cell(workplace.hosts(), work, f"c{number}", boundary, faults)
                 with lock:
                     done.append(cell)
                     keep(cell)
@@ -156,7 +157,7 @@ def run_cells(
         finally:
             workplace.discard()
 
-    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(workers)]
+    threads = [threading.Thread(target=serve, args=(worker,)) for worker in range(workers)]
     for thread in threads:
         thread.start()
     try:
@@ -231,15 +232,15 @@ def main() -> int:
     results = Results(RESULTS / "crash-matrix.json", resume=resume)
     with tempfile.TemporaryDirectory(prefix="optmigd-") as name:
         folder = Path(name)
-        program = build(PROGRAM, folder)
-        boundaries = boundaries_of(folder / "b", program)
+        work = LedgerWork(build(PROGRAM, folder))
+        boundaries = boundaries_of(folder / "b", work)
         every = [(boundary, (fault,)) for boundary in boundaries for fault in FAULTS]
         tasks = [t for t in every if wanted.search(f"{t[0]} x {t[1][0]}") and not results.right(t)]
         if seed := os.environ.get("CRASH_MATRIX_SEED"):
             random.Random(int(seed)).shuffle(tasks)
         print(f"{len(boundaries)} boundaries x {len(FAULTS)} faults = {len(every)} cells; ", end="")
         print(f"{len(tasks)} of them now", flush=True)
-        run_cells(folder, program, tasks, workers, RESULTS, results.keep, minutes)
+        run_cells(folder, work, tasks, workers, RESULTS, results.keep, minutes)
     cells = list(results.cells.values())
     if not cells:
         print("no cell has such a name")

@@ -242,7 +242,7 @@ async def two_sites_of(
         shutil.rmtree(directory)
 
 
-async def eventually(holds: Callable[[], Any], what: str, timeout_s: float = 10.0) -> None:
+async def eventually(holds: Callable[[], Any], what: str, timeout_s: float = 40.0) -> None:
     """Wait until a condition holds, which no event announces to the test."""
     with trio.move_on_after(timeout_s):
         while not holds():
@@ -253,7 +253,7 @@ async def eventually(holds: Callable[[], Any], what: str, timeout_s: float = 10.
 
 async def wait_released(site: Site) -> None:
     """Wait until the source's daemon has journaled a release token."""
-    with trio.fail_after(10):
+    with trio.fail_after(40):
         while not await trio.to_thread.run_sync(_has_token, site.directory / "state/journal.db"):
             await trio.sleep(0.01)
 

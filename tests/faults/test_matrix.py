@@ -1,0 +1,95 @@
+"""A small part of the crash matrix; `make crash-matrix` runs all of it."""
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import BuildProgram
+from tests.faults.cells import FAULTS
+from tests.faults.evidence import LedgerWork
+from tests.faults.gate import Boundary
+from tests.faults.matrix import SHORT, Task, boundaries_of, run_cells, table
+
+SEED = 20261123
+RANDOM_CELLS = 8
+
+# Around the point of no return. Each is struck by one fault of each kind, chosen by the seed.
+CRITICAL = (
+    ("beta", "agent", "has noted AwaitingToken"),
+    ("alpha", "agent", "after READY_EQUAL"),
+    ("alpha", "agent", "has noted Released"),
+    ("alpha", "agent", "before TOKEN_MADE"),
+    ("alpha", "daemon", "writes migration active with token"),
+    ("alpha", "daemon", "has written migration active with token"),
+    ("beta", "agent", "before TOKEN_ACCEPTED"),
+    ("beta", "agent", "after RUNNING"),
+    ("beta", "daemon", "writes instance running, migration active with resumed"),
+    ("alpha", "agent", "before RESUMED_RECEIVED"),
+)
+DAEMONS = ("kill daemon alpha", "kill daemon beta", "cut link")
+AGENTS = ("kill agent alpha", "kill agent beta")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short path, because UNIX sockets lie in it."""
+    path = Path(tempfile.mkdtemp(prefix="optmigd-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.mark.timeout(1500)
+def test_a_part_of_the_matrix(program: BuildProgram, folder: Path, tmp_path: Path) -> None:
+    """About two minutes on a quiet machine, most of which are starts of Python processes."""
+    work = LedgerWork(program("ledger"))
+    boundaries = boundaries_of(folder / "b", work)
+    chosen = random.Random(SEED)
+    tasks: list[Task] = []
+    for critical in CRITICAL:
+        boundary = Boundary(*critical)
+        assert boundary in boundaries
+        tasks += [(boundary, (chosen.choice(DAEMONS),)), (boundary, (chosen.choice(AGENTS),))]
+    every = [(boundary, (fault,)) for boundary in boundaries for fault in FAULTS]
+    tasks += chosen.sample([task for task in every if task not in tasks], RANDOM_CELLS)
+    cells = run_cells(folder, work, tasks, workers=2, results=tmp_path)
+    print(table(cells, boundaries))
+    assert len(cells) == len(tasks)
+    broken = [f"{cell.name}: {cell.violations}" for cell in cells if cell.violations]
+    assert broken == [], f"logs are in {tmp_path}"
+
+
+def test_the_boundaries_of_every_phase_are_found(program: BuildProgram, folder: Path) -> None:
+    """A wrapped method that was renamed would silently take its boundaries out of the matrix."""
+    found = {str(b) for b in boundaries_of(folder / "b", LedgerWork(program("ledger")))}
+    expected = {
+        "alpha daemon: sends Offer",
+        "beta daemon: receives Offer",
+        "beta daemon: sends ImageWanted",
+        "alpha daemon: sends ImageChunk",
+        "beta daemon: asks agent receive",
+        "beta daemon: sends Accepted",
+        "alpha daemon: asks agent export",
+        "alpha daemon: asks agent add_stream",
+        "alpha agent: sends Proposal",
+        "beta agent: before OFFERED",
+        "alpha agent: before ROUND_DONE",
+        "alpha agent: before QUIESCED",
+        "alpha agent: sends Manifest",
+        "beta agent: sends Ready",
+        "alpha agent: makes itself unable to run",
+        "alpha daemon: hears release",
+        "alpha daemon: sends Token",
+        "beta daemon: tells agent token_delivered",
+        "beta daemon: hears resumed",
+        "beta daemon: sends Resumed",
+        "alpha daemon: tells agent resumed_delivered",
+        "alpha daemon: hears ended",
+        "alpha daemon: sends Finished",
+        *(f"{host} {kind}: {name}" for host, kind, name in CRITICAL),
+    }
+    assert expected - found == set()
+    assert set(SHORT) == set(FAULTS)
