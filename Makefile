@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo test check format bench soak clean
+.PHONY: help demo test check format bench soak model-check mutants clean
 
 help:
 	@echo "make demo    two daemons on this machine, a program moved live between them (about 3 min)"
@@ -12,6 +12,8 @@ help:
 	@echo "make check   format, lint, types, import rules"
 	@echo "make format  rewrite Python and C in the house format"
 	@echo "make bench   downtime against stop-and-copy, overhead; JSON in bench-results/"
+	@echo "make model-check  every run of the hand-off with three faults (minutes, 1 GiB)"
+	@echo "make mutants  remove every defence in turn, see which test notices (about 10 min)"
 	@echo "make soak    hundreds of moves at random instants (SOAK_MOVES, SOAK_SEED)"
 
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -49,6 +51,12 @@ bench: $(VENV)/.run
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak -s --timeout 0 tests/migration
+
+model-check: $(VENV)/.dev
+	$(BIN)/python -m tests.model
+
+mutants: $(VENV)/.dev
+	$(BIN)/python -m tests.mutation
 
 clean:
 	rm -rf $(VENV) build dist bench-results *.egg-info
