@@ -380,6 +380,20 @@ DEFENCES = (
         "    return True\n",
         _OWN + "test_another_user_is_no_daemon",
     ),
+    Defence(
+        "the outcome of a migration is told to its own peer alone",
+        "protocol/recovery.py",
+        '    if row is None or row.role != "source" or row.peer_key != asker:\n',
+        '    if row is None or row.role != "source":\n',
+        "tests/protocol/test_recovery.py::test_a_stranger_learns_nothing_of_a_migration",
+    ),
+    Defence(
+        "a confirmation is given to its own peer alone",
+        "protocol/recovery.py",
+        '    if row is None or row.role != "destination" or row.peer_key != asker:\n',
+        '    if row is None or row.role != "destination":\n',
+        "tests/protocol/test_recovery.py::test_a_stranger_learns_nothing_of_a_migration",
+    ),
     # Bounds.
     Defence(
         "a frame has a bound before memory is taken",
