@@ -16,7 +16,7 @@ from tests.agent.test_migration import MEMORY_BYTES, eventually, running, state_
 from tests.support.agents import AgentHandle, Move
 
 ENDLESS = ["10000000000"]
-TIMEOUT_S = 4.0
+TIMEOUT_S = 8.0
 WATCHED_S = 0.6
 
 

@@ -265,12 +265,13 @@ class Agent:
         self.nursery.start_soon(self._program)
 
     async def _program(self) -> None:
-        while not os.path.exists(self.arena["ends_when"]):
+        # The file may be there and not yet be written.
+        while not (status := _content(self.arena["ends_when"])):
             if self.state != "running":
                 return
             await trio.sleep(0.01)
         if self.state == "running":
-            await self._exit(int(Path(self.arena["ends_when"]).read_text()))
+            await self._exit(int(status))
 
     async def _exit(self, status: int) -> None:
         self.state = "exited"
@@ -414,6 +415,10 @@ class Agent:
             if event == "token_delivered" and payload == expected:
                 again = {"migration_id": migration_id, "payload": self.confirmation}
                 await self.daemon.tell("resumed", again)
+
+
+def _content(path: str) -> str:
+    return Path(path).read_text() if os.path.isfile(path) else ""
 
 
 def _round(number: int) -> Params:
