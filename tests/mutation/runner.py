@@ -94,7 +94,7 @@ def restore(defence: Defence, tree: Path) -> None:
     shutil.copy2(ROOT / defence.file, tree / defence.file)
 
 
-def run_tests(tests: Iterable[str], tree: Path) -> Ran:
+def run_tests(tests: Iterable[str], tree: Path, *, timeout_s: float = TIMEOUT_S) -> Ran:
     """Run tests in the tree, in a process of their own; they stop at the first failure."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
@@ -103,7 +103,7 @@ def run_tests(tests: Iterable[str], tree: Path) -> Ran:
         capture_output=True,
         text=True,
         check=False,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
     )
     counts: dict[str, int] = {}
     for number, word in _SUMMARY.findall(done.stdout.splitlines()[-1] if done.stdout else ""):
