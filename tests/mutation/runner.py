@@ -37,12 +37,11 @@ class Ran:
 
     @property
     def noticed(self) -> bool:
-        """Whether a test ran and failed: not that it could not be collected or set up."""
-        return (
-            self.status == _TESTS_FAILED
-            and self.counts.get("failed", 0) > 0
-            and not self.counts.get("errors", 0)
-        )
+        """Whether a test ran and failed: not that none could be collected or set up.
+
+        One that has failed may leave something unclosed, which is an error besides.
+        """
+        return self.status == _TESTS_FAILED and self.counts.get("failed", 0) > 0
 
 
 def copy_tree(to: Path) -> None:
