@@ -11,6 +11,8 @@ from pathlib import Path
 from tests.mutation.defences import DEFENCES
 from tests.mutation.runner import copy_tree, imports_from, remove, restore, run_tests
 
+ALL_S = 1800
+
 wanted = sys.argv[1] if len(sys.argv) > 1 else ""
 chosen = [one for one in DEFENCES if wanted in one.name or wanted in one.file]
 missed = []
@@ -19,10 +21,9 @@ with tempfile.TemporaryDirectory(prefix="optmigd-mutants-") as name:
     copy_tree(tree)
     if not imports_from(tree):
         sys.exit("the tests would not import the copy")
-    for test in dict.fromkeys(one.test for one in chosen):
-        whole = run_tests([test], tree)
-        if not whole.all_passed:
-            sys.exit(f"{test} does not pass with every defence in place:\n{whole.output}")
+    whole = run_tests(list(dict.fromkeys(one.test for one in chosen)), tree, timeout_s=ALL_S)
+    if not whole.all_passed:
+        sys.exit(f"with every defence in place a test fails:\n{whole.output}")
     for defence in chosen:
         begun_s = time.monotonic()
         remove(defence, tree)

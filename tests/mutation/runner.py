@@ -37,12 +37,11 @@ class Ran:
 
     @property
     def noticed(self) -> bool:
-        """Whether a test ran and failed: not that it could not be collected or set up."""
-        return (
-            self.status == _TESTS_FAILED
-            and self.counts.get("failed", 0) > 0
-            and not self.counts.get("errors", 0)
-        )
+        """Whether a test ran and failed: not that none could be collected or set up.
+
+        One that has failed may leave something unclosed, which is an error besides.
+        """
+        return self.status == _TESTS_FAILED and self.counts.get("failed", 0) > 0
 
 
 def copy_tree(to: Path) -> None:
@@ -94,7 +93,7 @@ def restore(defence: Defence, tree: Path) -> None:
     shutil.copy2(ROOT / defence.file, tree / defence.file)
 
 
-def run_tests(tests: Iterable[str], tree: Path) -> Ran:
+def run_tests(tests: Iterable[str], tree: Path, *, timeout_s: float = TIMEOUT_S) -> Ran:
     """Run tests in the tree, in a process of their own; they stop at the first failure."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
@@ -103,7 +102,7 @@ def run_tests(tests: Iterable[str], tree: Path) -> Ran:
         capture_output=True,
         text=True,
         check=False,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
     )
     counts: dict[str, int] = {}
     for number, word in _SUMMARY.findall(done.stdout.splitlines()[-1] if done.stdout else ""):

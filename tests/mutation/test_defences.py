@@ -168,8 +168,9 @@ async def test_a_released_process_never_runs_again(tmp_path: Path, integers: Pro
                 await move.begin(nursery)
                 await move.add_streams()
                 await hosts[0].wait_event("release")
-                while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110, ASYNC240
-                    await trio.sleep(0.02)
+                with trio.fail_after(20):
+                    while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110, ASYNC240
+                        await trio.sleep(0.02)
                 nursery.cancel_scope.cancel()
     finally:
         for host in hosts:
