@@ -376,15 +376,14 @@ class Source(Part):
         self.migration.handle(Event.READY_EQUAL)
         self._report.rounds_done(rounds)
         self._report.releasing(binding, ours, manifest, self._appraiser.claims)
-        seals = self._conversation.handoff_seals()
         departure = Departure(
             self.enclave,
             binding,
             self.migration,
-            seals.seal_token(
+            self._conversation.seal_token(
                 ReleaseToken(binding.migration_id, manifest.generation, answer.instance, ours)
             ),
-            seals,
+            self._conversation.handoff_seals(),
             self._report,
             parts,
             time.monotonic(),
