@@ -374,6 +374,7 @@ class Source(Part):
         if not hmac.compare_digest(ready.digest, ours):
             raise MigrationFailed("the destination has received another state than was sent")
         self.migration.handle(Event.READY_EQUAL)
+        released_s = time.monotonic()
         self._report.rounds_done(rounds)
         self._report.releasing(binding, ours, manifest, self._appraiser.claims)
         departure = Departure(
@@ -386,7 +387,7 @@ class Source(Part):
             self._conversation.handoff_seals(),
             self._report,
             parts,
-            time.monotonic(),
+            released_s,
             self.announcer,
             self._emit,
             self._log,
