@@ -18,6 +18,7 @@ from optmigd.protocol.handoff_seals import HandoffSeals
 from optmigd.protocol.session import (
     Established,
     Refuse,
+    ReleaseToken,
     SessionBinding,
     SessionChannel,
     SessionKeys,
@@ -119,6 +120,10 @@ class Conversation:
         """Tell the peer that this side has given up, if the session still can."""
         if self._channel.established:
             await self.send(Refuse(code=code[:64], message=message[:1000]))
+
+    def seal_token(self, token: ReleaseToken) -> bytes:
+        """Seal the right to execute; see `SessionChannel.seal_token`."""
+        return self._channel.seal_token(token)
 
     def handoff_seals(self) -> HandoffSeals:
         """What seals and opens token and confirmation; see `SessionChannel.handoff_seals`."""

@@ -374,20 +374,20 @@ class Source(Part):
         if not hmac.compare_digest(ready.digest, ours):
             raise MigrationFailed("the destination has received another state than was sent")
         self.migration.handle(Event.READY_EQUAL)
+        released_s = time.monotonic()
         self._report.rounds_done(rounds)
         self._report.releasing(binding, ours, manifest, self._appraiser.claims)
-        seals = self._conversation.handoff_seals()
         departure = Departure(
             self.enclave,
             binding,
             self.migration,
-            seals.seal_token(
+            self._conversation.seal_token(
                 ReleaseToken(binding.migration_id, manifest.generation, answer.instance, ours)
             ),
-            seals,
+            self._conversation.handoff_seals(),
             self._report,
             parts,
-            time.monotonic(),
+            released_s,
             self.announcer,
             self._emit,
             self._log,
