@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from optmigd.enclave_shim import linux
 from optmigd.enclave_shim.abi import Mode
 from optmigd.enclave_shim.arena import Arena, Control
 from optmigd.enclave_shim.image import Image
@@ -127,5 +128,6 @@ def discard(keeper: KeeperClient, kept: KeptProcess) -> None:
     """End a process that never came up, and give its memory back; blocks for a moment."""
     kept.kill()
     keeper.reap()
-    arena = Arena(os.fstat(kept.fds["arena"]).st_size, kept.fds["arena"])
-    arena.close()
+    arena = kept.fds["arena"]
+    linux.punch_hole(arena, 0, os.fstat(arena).st_size)
+    kept.close()

@@ -7,13 +7,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TextIO
 
-import structlog
 import trio
 
 from optmigd.enclave_shim.agent import Agent
 from optmigd.enclave_shim.kept import Inheritance
+from optmigd.enclave_shim.logs import agent_logger
 from optmigd.enclave_shim.platforms.sim import SimPlatform
 from optmigd.protocol.errors import ConfigError
 
@@ -38,7 +37,7 @@ def main(directory: Path, sim_root: Path | None, inheritance: Inheritance) -> in
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     Path("agent.worker.pid").write_text(f"{os.getpid()}\n")
     with open("agent.log", "a", buffering=1) as log_file:
-        log = _logger(log_file)
+        log = agent_logger(log_file)
         agent = Agent(directory, platform, log, inheritance)
         if inheritance.restarts:
             log.warning(
@@ -65,17 +64,3 @@ async def _end_on_signal(scope: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             scope.cancel()
-
-
-def _logger(file: TextIO) -> structlog.stdlib.BoundLogger:
-    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-        structlog.WriteLogger(file),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
-    )
-    return logger

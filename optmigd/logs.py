@@ -4,10 +4,11 @@ Nothing here runs on import; a library must leave the logging of its host progra
 """
 
 import sys
-from collections.abc import MutableMapping
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
 import structlog
+
+from optmigd.enclave_shim.logs import hide_bytes
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "console", "json"]
@@ -50,22 +51,3 @@ def configure_logging(
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(stream),
     )
-
-
-def hide_bytes(
-    logger: Any, method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
-    """Replace every value of bytes by its length: keys, evidence and pages never reach a log."""
-    for key, value in event.items():
-        event[key] = _without_bytes(value)
-    return event
-
-
-def _without_bytes(value: Any) -> Any:
-    if isinstance(value, bytes | bytearray | memoryview):
-        return f"<{len(value)} bytes>"
-    if isinstance(value, dict):
-        return {_without_bytes(key): _without_bytes(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_without_bytes(item) for item in value]
-    return value

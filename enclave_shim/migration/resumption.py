@@ -96,8 +96,9 @@ async def let_run(enclave: Enclave) -> None:
     if process.released:
         return
     process.resume()
-    # An armed page costs one fault when it is written, and nothing ever disarms it but this.
-    with suppress(TrackerUnavailable):
+    # An armed page costs one fault when it is written, and then no more: so it does no harm if it
+    # stays armed, because the process has ended or cannot be tracked.
+    with suppress(TrackerUnavailable, OSError):
         ranges = tracked_ranges(enclave.arena)
         await trio.to_thread.run_sync(KernelTracker(process, ranges).disarm)
 

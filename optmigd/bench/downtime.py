@@ -60,7 +60,7 @@ class MemoryWatch:
         """Look once."""
         for host in self._hosts:
             self.daemon_bytes = max(self.daemon_bytes, _own_memory_bytes(host.process.pid))
-            for path in host.folder.glob("state/enclaves/*/agent.pid"):
+            for path in host.folder.glob("state/enclaves/*/agent.worker.pid"):
                 self.agent_bytes = max(self.agent_bytes, _own_memory_bytes(int(path.read_text())))
 
 

@@ -22,8 +22,8 @@ def memory_blocker(
     Args:
         host_name: for the message.
         needed_bytes: its resident memory; the shim agent's own is added.
-        incoming: for each enclave that is on its way here, the memory it needs in bytes and the
-            process that holds what has been populated of it.
+        incoming: for each enclave that is on its way here, the memory it needs in bytes and its
+            agent's process, of which a child maps what has been populated of it.
     """
     promised_bytes = sum(
         max(0, resident_bytes + AGENT_BYTES - _shared_bytes(pid))
@@ -89,10 +89,21 @@ def _meminfo(name: str) -> int:
 
 
 def _shared_bytes(pid: int | None) -> int:
-    """Shared memory that a process has populated; the arena is a memfd. Source: proc(5), statm."""
+    """Shared memory populated by a process or one of its children; the arena is a memfd.
+
+    Source: proc(5), statm and children.
+    """
     if pid is None:
         return 0
     try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:  # it has ended, or this kernel does not tell
+        children = []
+    return max(_shared_bytes_of(each) for each in (str(pid), *children))
+
+
+def _shared_bytes_of(pid: str) -> int:
+    try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[2]) * _PAGE_BYTES
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return 0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from optmigd.enclave_shim.logs import agent_logger
 from optmigd.logs import Format, configure_logging
 
 KEY = b"\x13\x37" * 16
@@ -74,4 +75,24 @@ def test_a_traceback_shows_no_local_variables(format: Format) -> None:
     except ValueError:
         structlog.get_logger().exception("it_failed")
     assert "broken" in stream.getvalue()
+    assert secret not in stream.getvalue()
+
+
+def test_an_agents_log_shows_neither_bytes_nor_local_variables() -> None:
+    stream = io.StringIO()
+    log = agent_logger(stream)
+    log.info("page_sent", key=KEY, nested={"keys": [KEY, memoryview(KEY)]})
+
+    def fail(private_key: str) -> None:
+        raise ValueError("broken")
+
+    secret = "/".join(["top", "secret"])
+    try:
+        fail(secret)
+    except ValueError:
+        log.exception("it_failed")
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert first["key"] == "<32 bytes>"
+    assert first["nested"] == {"keys": ["<32 bytes>", "<32 bytes>"]}
+    assert "ValueError: broken" in second["exception"]
     assert secret not in stream.getvalue()

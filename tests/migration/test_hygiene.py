@@ -6,6 +6,7 @@ directories and a journal that exist already and are open to everybody.
 
 import base64
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from optmigd.bench.hosts import Host, introduce, start_host, stop_host
+from optmigd.protocol.wire import frame, pack
 from tests.conftest import BuildProgram
 from tests.migration.test_unprivileged import ordinary_user
 from tests.support.processes import processes_of
@@ -127,3 +129,42 @@ def test_a_user_cannot_look_into_processes_of_the_same_user(
     assert "daemon" in seen
     assert len(seen) >= 3
     assert {name: found for name, found in seen.items() if found} == {}
+
+
+ASK_AS_NOBODY = """
+import os, socket, sys
+directory = os.open(sys.argv[1], os.O_PATH)
+os.setgroups([])
+os.setresgid(*[int(sys.argv[2])] * 3)
+os.setresuid(*[int(sys.argv[2])] * 3)
+agent = socket.socket(socket.AF_UNIX)
+agent.settimeout(20)
+agent.connect(f"/proc/self/fd/{directory}/agent.sock")
+try:
+    agent.sendall(sys.stdin.buffer.read())
+    print(len(agent.recv(4096)))
+except (BrokenPipeError, ConnectionResetError):
+    print(0)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_is_turned_away_by_an_agent(careless_pair: tuple[Host, Host]) -> None:
+    """Also where the modes of directory and socket would let that user in."""
+    beta = careless_pair[1]
+    directory = beta.folder / "state/enclaves/e1@1"
+    directory.chmod(0o755)
+    (directory / "agent.sock").chmod(0o666)
+    question = frame(pack({"id": 1, "method": "status", "params": {}}))
+    answers = [
+        subprocess.run(
+            [sys.executable, "-c", ASK_AS_NOBODY, str(directory), user],
+            input=question,
+            capture_output=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for user in ("65534", "0")
+    ]
+    assert int(answers[0]) == 0
+    assert int(answers[1]) > 0

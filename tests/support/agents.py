@@ -49,8 +49,10 @@ class AgentHandle:
         self._sending = trio.Lock()
         self.on_event: Callable[[str, Message], None] = lambda event, params: None
 
-    def start(self, *arguments: str) -> None:
-        """Start the process and wait until it listens."""
+    def start(self, *arguments: str, module: tuple[str, ...] = ("optmigd.enclave_shim",)) -> None:
+        """Start the process and wait until it listens; `module` with its own arguments first."""
+        if self._dies_at:
+            module = ("tests.support.fragile_agent",)
         read, write = os.pipe()
         with open(self.directory / "agent.err", "ab") as errors:
             self.process = subprocess.Popen(
@@ -58,7 +60,7 @@ class AgentHandle:
                     sys.executable,
                     "-P",
                     "-m",
-                    "tests.support.fragile_agent" if self._dies_at else "optmigd.enclave_shim",
+                    *module,
                     "--dir",
                     str(self.directory),
                     "--ready-fd",

@@ -60,7 +60,7 @@ def main() -> int:
     """Run it with its real command line."""
     what, folder = sys.argv[1], Path(sys.argv[2])
     if what == "agent":
-        Agent.run = agent_run  # type: ignore[assignment,method-assign]
+        Agent.run = agent_run  # type: ignore[method-assign]
         return shim.main(["--dir", str(folder)])
     methods = requests._METHODS
     methods["ping"] = (ping, methods["ping"][1])

@@ -9,8 +9,8 @@ import signal
 import sqlite3
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,7 @@ class Site:
     directory: Path
     nursery: trio.Nursery
     overrides: dict[str, object] = field(default_factory=dict)
+    agent_command: tuple[str, ...] = FAKE_AGENT
     daemon: Daemon | None = None
     _scope: trio.CancelScope | None = None
     _ended: trio.Event = field(default_factory=trio.Event)
@@ -164,7 +165,7 @@ class Site:
     async def _run(self, settings: Settings, *, task_status: trio.TaskStatus[Daemon]) -> None:
         self._ended = trio.Event()
         with trio.CancelScope() as self._scope:
-            await serve(settings, agent_command=FAKE_AGENT, task_status=task_status)
+            await serve(settings, agent_command=self.agent_command, task_status=task_status)
         self._ended.set()
 
     def end_agents(self) -> None:
@@ -205,9 +206,16 @@ class Pair:
         )
 
 
+def two_sites(**overrides: object) -> AbstractAsyncContextManager[Pair]:
+    """Run two daemons, a and b, until the block ends; their fake agents end with it."""
+    return two_sites_of(FAKE_AGENT, overrides)
+
+
 @asynccontextmanager
-async def two_sites(**overrides: object) -> AsyncIterator[Pair]:
-    """Run two daemons, a and b, until the block ends; their agents end with it."""
+async def two_sites_of(
+    agent_command: tuple[str, ...], overrides: Mapping[str, object] | None = None
+) -> AsyncIterator[Pair]:
+    """The same with agents of any kind."""
     # Short, because the path of a UNIX socket has 107 bytes at most.
     directory = Path(tempfile.mkdtemp(prefix="optmigd-"))
     sites: list[Site] = []
@@ -217,7 +225,9 @@ async def two_sites(**overrides: object) -> AsyncIterator[Pair]:
             await nursery.start(wire.serve)
             for name in ("a", "b"):
                 (directory / name).mkdir()
-                sites.append(Site(name, directory / name, nursery, dict(overrides)))
+                sites.append(
+                    Site(name, directory / name, nursery, dict(overrides or {}), agent_command)
+                )
                 await sites[-1].start()
             a, b = sites
             assert a.daemon is not None and b.daemon is not None

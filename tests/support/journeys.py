@@ -39,8 +39,13 @@ class Journey:
         self.moves: list[dict[str, Any]] = []
 
     def move(self, longest_wait_s: float = 0.4, **options: Any) -> None:
-        """Wait a random while, then move it to the other host."""
+        """Wait a random while, then move it to the other host.
+
+        On a machine that is too busy to converge it switches over all the same: what is asked here
+        is whether the right state arrives, not how fast.
+        """
         time.sleep(self.random.uniform(0.0, longest_wait_s))  # the instant is what is random here
+        options.setdefault("on_stall", "switch")
         moved = self.here.client.migrate(self.enclave, self.there.name, **options)
         self.moves.append(dict(moved))
         self.here, self.there = self.there, self.here

@@ -1,0 +1,97 @@
+"""Agents killed at random instants of moves between two real daemons: the enclave is never lost."""
+
+import os
+import random
+import secrets
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from optmigd.bench.hosts import Host
+from optmigd.protocol.errors import OptmigError
+from tests.conftest import BuildProgram
+from tests.support.journeys import Journey, native_run
+
+MEMORY_BYTES = 256 << 20
+ARGUMENTS = ["100000000"]
+ATTEMPTS = 2
+
+
+def newest_agent(host: Host, enclave: str) -> int | None:
+    """The process of the latest agent of an enclave on a host."""
+    found: list[tuple[int, Path]] = []
+    for path in host.folder.glob(f"state/enclaves/{enclave}@*/agent.worker.pid"):
+        with suppress(FileNotFoundError):  # its directory is being removed
+            found.append((path.stat().st_mtime_ns, path))
+    if not found:
+        return None
+    with suppress(FileNotFoundError, ValueError):
+        return int(max(found)[1].read_text())
+    return None
+
+
+def kill_agent(host: Host, enclave: str) -> None:
+    """Kill the agent's own process; its keeper goes on."""
+    pid = newest_agent(host, enclave)
+    if pid is None:
+        return
+    with suppress(ProcessLookupError, FileNotFoundError):  # it has ended by itself
+        if str(host.folder) in Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(pid, signal.SIGKILL)
+
+
+def was_restarted(journey: Journey) -> bool:
+    """Whether the log of an agent of the enclave, on either host, says so."""
+    logs = f"state/enclaves/{journey.enclave}@*/agent.log"
+    return any(
+        "agent_restarted" in path.read_text()
+        for host in (journey.here, journey.there)
+        for path in host.folder.glob(logs)
+    )
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_an_agent_killed_at_a_random_instant_of_a_move_loses_nothing(
+    side: str, program: BuildProgram, fresh_pair: tuple[Host, Host], tmp_path: Path
+) -> None:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    built = program("integers")
+    expected = native_run(built, ARGUMENTS, tmp_path / "native")
+    journey = Journey(fresh_pair, f"crash-{side}", seed)
+    journey.here.client.launch(
+        built.image, enclave=journey.enclave, memory_bytes=MEMORY_BYTES, args=ARGUMENTS
+    )
+    for attempt in range(ATTEMPTS):
+        outcome: list[str] = []
+
+        def move(outcome: list[str] = outcome) -> None:
+            try:
+                journey.here.client.migrate(journey.enclave, journey.there.name, on_stall="switch")
+                outcome.append("completed")
+            except OptmigError as error:
+                outcome.append(error.code)
+
+        mover = threading.Thread(target=move)
+        mover.start()
+        time.sleep(chance.uniform(0.0, 2.5))  # the instant is what is random here
+        kill_agent(journey.here if side == "source" else journey.there, journey.enclave)
+        mover.join(120)
+        assert outcome, "the move did not come to an end"
+        print(f"attempt {attempt}: {outcome[0]}")
+        assert outcome[0] in ("completed", "failed")
+        if outcome[0] == "completed":
+            journey.here, journey.there = journey.there, journey.here
+        if side == "source":
+            assert was_restarted(journey)
+        if journey.here.client.status(journey.enclave)["state"] == "exited":
+            break
+    else:
+        journey.move(verify=True, on_stall="switch")
+    assert journey.finish() == expected

@@ -1,0 +1,441 @@
+"""The defences, each with the change that removes it and the test that then fails.
+
+The list is for people as much as for the runner: docs/defences.md is made from it. A `search` text
+stands exactly once in its file; `replace` takes the defence away and leaves the rest working.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Defence:
+    """One defence.
+
+    Attributes:
+        name: what it keeps from happening.
+        file: where it stands, from the top of the tree.
+        search, replace: the change that removes it.
+        test: the node id of a test that fails without it.
+        quick: whether the default test run removes it for real.
+    """
+
+    name: str
+    file: str
+    search: str
+    replace: str
+    test: str
+    quick: bool = False
+
+
+_HANDOFF = "tests/protocol/test_handoff.py::"
+_RECORDS = "tests/protocol/test_records.py::"
+_WIRE = "tests/protocol/test_wire.py::"
+_SESSION = "tests/channel/test_session.py::"
+_STRANGERS = "tests/daemon/test_strangers.py::"
+_POLICY = "tests/agent/test_policy_and_sim.py::"
+_MODEL = "tests/model/test_model.py::"
+_OWN = "tests/mutation/test_defences.py::"
+
+_COMPARED = "        if getattr(token, name) != getattr(expected, name)\n"
+
+DEFENCES = (
+    # One instance, never two.
+    Defence(
+        "a token of another owner generation starts nothing",
+        "protocol/handoff.py",
+        _COMPARED,
+        '        if getattr(token, name) != getattr(expected, name) and name != "generation"\n',
+        _HANDOFF + "test_a_token_for_something_else_is_refused",
+        quick=True,
+    ),
+    Defence(
+        "a token for another instance starts nothing",
+        "protocol/handoff.py",
+        _COMPARED,
+        "        if getattr(token, name) != getattr(expected, name)\n"
+        '        and name != "destination_instance"\n',
+        _HANDOFF + "test_a_token_for_something_else_is_refused",
+    ),
+    Defence(
+        "a token for another state starts nothing",
+        "protocol/handoff.py",
+        _COMPARED,
+        '        if getattr(token, name) != getattr(expected, name) and name != "state_digest"\n',
+        _HANDOFF + "test_a_token_for_something_else_is_refused",
+    ),
+    Defence(
+        "a token of another migration starts nothing",
+        "protocol/handoff.py",
+        _COMPARED,
+        '        if getattr(token, name) != getattr(expected, name) and name != "migration_id"\n',
+        _HANDOFF + "test_a_token_for_something_else_is_refused",
+    ),
+    Defence(
+        "a session makes one token and never a second",
+        "protocol/handoff_seals.py",
+        "        if self._side != side or what in self._sealed:\n",
+        "        if self._side != side:\n",
+        _SESSION + "test_a_token_opens_any_number_of_times_and_is_made_once",
+    ),
+    Defence(
+        "a repeated token starts nothing",
+        "protocol/states.py",
+        "Event.TOKEN_ACCEPTED, Phase.COMPLETED, (Action.SEND_RESUMED,)\n",
+        "Event.TOKEN_ACCEPTED, Phase.STARTING, (Action.RUN,)\n",
+        _HANDOFF + "test_a_repeated_token_starts_nothing_twice",
+    ),
+    Defence(
+        "nothing resumes a source that has released",
+        "protocol/states.py",
+        "        yield Phase.RELEASED, event, Phase.RELEASED, ()\n",
+        "        yield Phase.RELEASED, event, Phase.RELEASED, (Action.RESUME_SOURCE,)\n",
+        _MODEL + "test_with_one_fault_both_sides_end_alike",
+    ),
+    Defence(
+        "silence destroys no destination that has said READY",
+        "protocol/states.py",
+        "        yield Phase.AWAITING_TOKEN, event, Phase.AWAITING_TOKEN, (Action.ASK_SOURCE,)\n",
+        "        yield Phase.AWAITING_TOKEN, event, Phase.FAILED, destroy\n",
+        _HANDOFF + "test_silence_destroys_no_destination_that_has_said_ready",
+    ),
+    Defence(
+        "a source that is still deciding does not have its destination destroyed",
+        "protocol/recovery.py",
+        "    return Outcome.RELEASED if must_deliver(row.token) else Outcome.PENDING\n",
+        "    return Outcome.RELEASED if must_deliver(row.token) else Outcome.FAILED\n",
+        _MODEL + "test_with_one_fault_both_sides_end_alike",
+    ),
+    Defence(
+        "a starting daemon destroys nothing that waits for its token",
+        "protocol/recovery.py",
+        '    if instance_state == "incoming" and (row is None or not agent_alive):\n',
+        '    if instance_state == "incoming":\n',
+        _MODEL + "test_with_one_fault_both_sides_end_alike",
+    ),
+    Defence(
+        "a daemon destroys a waiting instance at its shim's word alone",
+        "optmigd/daemon/incoming.py",
+        '            if stops_waiting(str(answer.get("state"))) and await self._shim_gives_up():\n',
+        '            if stops_waiting(str(answer.get("state"))):\n'
+        "                self._arrival.aborted = True\n",
+        "tests/daemon/test_handoff.py::test_a_new_daemon_destroys_nothing_that_runs",
+    ),
+    Defence(
+        "the token is on disk before it is on the wire",
+        "optmigd/daemon/outgoing.py",
+        '        await self._host.journal.insist(lambda: self._save("active"))\n',
+        '        self._fill_row("active")\n',
+        "tests/daemon/test_handoff.py::test_link_cut_after_the_release",
+    ),
+    Defence(
+        "what is journaled is on the disk",
+        "optmigd/daemon/journal.py",
+        'connection.execute("PRAGMA synchronous = FULL")',
+        'connection.execute("PRAGMA synchronous = OFF")',
+        _OWN + "test_the_journal_waits_for_the_disk",
+    ),
+    Defence(
+        "the source is not freed by the confirmation of another move",
+        "enclave_shim/migration/departure.py",
+        "        if (report.migration_id, report.generation) != expected:\n",
+        "        if False:\n",
+        _OWN + "test_a_confirmation_of_another_generation_frees_nothing",
+    ),
+    Defence(
+        "a released program's process ends rather than run",
+        "enclave_shim/runtime/park.c",
+        "  if (CTL->released)\n",
+        "  if (0)\n",
+        _OWN + "test_a_released_process_never_runs_again",
+    ),
+    Defence(
+        "an older generation does not replace a newer one",
+        "optmigd/daemon/admission.py",
+        "    elif existing is not None and existing.row.generation > offer.generation:\n",
+        "    elif False:\n",
+        _STRANGERS + "test_an_older_generation_does_not_replace_a_newer_one",
+    ),
+    Defence(
+        "an offer counts once",
+        "optmigd/daemon/query.py",
+        "    if known:\n",
+        "    if False:\n",
+        _STRANGERS + "test_an_offer_cannot_be_repeated",
+    ),
+    # The state on its way.
+    Defence(
+        "the source releases only when READY carries its own digest",
+        "enclave_shim/migration/source.py",
+        "        if not hmac.compare_digest(ready.digest, ours):\n",
+        "        if False:\n",
+        _OWN + "test_a_ready_with_another_digest_releases_nothing",
+    ),
+    Defence(
+        "what arrived is what the manifest says",
+        "enclave_shim/migration/arrival.py",
+        "        return found == (manifest.round_no,",
+        "        return bool(found) or found == (manifest.round_no,",
+        _OWN + "test_a_manifest_must_fit_what_arrived",
+    ),
+    Defence(
+        "records are neither dropped, repeated nor reordered",
+        "protocol/records.py",
+        "            if (header.stream, header.round_no, header.sequence) != (\n",
+        "            if False and (header.stream, header.round_no, header.sequence) != (\n",
+        _RECORDS + "test_a_tampered_sequence_is_refused",
+    ),
+    Defence(
+        "a round counts only with its whole content",
+        "protocol/records.py",
+        "            if end != self._end_of_round():\n",
+        "            if False:\n",
+        _RECORDS + "test_an_end_of_round_must_fit_what_arrived",
+        quick=True,
+    ),
+    Defence(
+        "page runs stay inside the arena",
+        "protocol/record_format.py",
+        "    if int(end[-1]) > arena_pages:\n",
+        "    if False:\n",
+        _RECORDS + "test_page_runs_are_accepted_exactly_when_they_are_in_order",
+    ),
+    Defence(
+        "the content of a record fits its page runs",
+        "protocol/records.py",
+        "        elif pages * self.page_bytes != header.body_bytes:\n",
+        "        elif False:\n",
+        _RECORDS + "test_runs_must_fit_the_content",
+    ),
+    Defence(
+        "the state's digest covers the generation",
+        "protocol/record_stream.py",
+        '    fixed = _STATE_LABEL + migration_id + generation.to_bytes(8, "little") + chain\n',
+        "    fixed = _STATE_LABEL + migration_id + chain\n",
+        _RECORDS + "test_digests_bind_every_part",
+    ),
+    Defence(
+        "no cipher is chosen that was not proposed",
+        "protocol/ciphers.py",
+        "    if chosen not in proposed",
+        "    if False and chosen not in proposed",
+        "tests/protocol/test_ciphers.py::test_a_cipher_that_was_not_proposed_is_refused",
+    ),
+    Defence(
+        "a file name stays inside its directory (sender's name)",
+        "protocol/record_format.py",
+        """    if any(name in ("", ".", "..") or "\\0" in name for name in names):\n""",
+        "    if False:\n",
+        _RECORDS + "test_an_accepted_file_name_stays_inside",
+    ),
+    Defence(
+        "a file name stays inside its directory (receiver's path)",
+        "enclave_shim/files.py",
+        """        or any(part in ("", ".", "..") for part in parts)\n""",
+        "        or False\n",
+        "tests/agent/test_files.py::test_paths_that_lead_out_are_refused",
+    ),
+    Defence(
+        "a planted link is not followed",
+        "enclave_shim/files.py",
+        "_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC\n",
+        "_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC\n",
+        "tests/agent/test_files.py::test_a_planted_link_is_not_followed",
+    ),
+    # Who may receive it.
+    Defence(
+        "evidence belongs to this session",
+        "enclave_shim/policy.py",
+        "        if not hmac.compare_digest(claims.report_data, report_data):\n",
+        "        if False:\n",
+        _POLICY + "test_what_a_policy_forbids_is_refused_with_the_reason",
+    ),
+    Defence(
+        "evidence belongs to this role",
+        "protocol/session.py",
+        'hashlib.sha512(_REPORT_LABEL + role.encode("ascii") + handshake_hash)',
+        "hashlib.sha512(_REPORT_LABEL + handshake_hash)",
+        _SESSION + "test_report_data_binds_role_and_handshake",
+    ),
+    Defence(
+        "evidence belongs to this handshake",
+        "protocol/session.py",
+        'hashlib.sha512(_REPORT_LABEL + role.encode("ascii") + handshake_hash)',
+        'hashlib.sha512(_REPORT_LABEL + role.encode("ascii"))',
+        _SESSION + "test_report_data_binds_role_and_handshake",
+    ),
+    Defence(
+        "evidence is appraised before anything is sent",
+        "protocol/session.py",
+        "        self._appraise(evidence, report_data(self._peer, "
+        "self._handshake.hash_before_payload))\n",
+        "",
+        _SESSION + "test_another_measurement_ends_the_session",
+        quick=True,
+    ),
+    Defence(
+        "another program is no destination",
+        "enclave_shim/policy.py",
+        "        if claims.measurement not in accepted:\n",
+        "        if False:\n",
+        _POLICY + "test_what_a_policy_forbids_is_refused_with_the_reason",
+        quick=True,
+    ),
+    Defence(
+        "a debug enclave is no destination",
+        "enclave_shim/policy.py",
+        "        if claims.debug and not self.debug:\n",
+        "        if False:\n",
+        _POLICY + "test_what_a_policy_forbids_is_refused_with_the_reason",
+    ),
+    Defence(
+        "a platform that the owner excludes is no destination",
+        "enclave_shim/policy.py",
+        "        if not self.accepts_platform(claims.platform, platform):\n",
+        "        if False:\n",
+        _POLICY + "test_what_a_policy_forbids_is_refused_with_the_reason",
+    ),
+    Defence(
+        "an old security version is no destination",
+        "enclave_shim/policy.py",
+        "        if claims.security_version < self.min_security_version:\n",
+        "        if False:\n",
+        _POLICY + "test_what_a_policy_forbids_is_refused_with_the_reason",
+    ),
+    Defence(
+        "shims that were told different stories do not meet",
+        "protocol/session.py",
+        '        return _PROLOGUE_LABEL + b"".join(self._parts())\n',
+        "        return _PROLOGUE_LABEL\n",
+        _SESSION + "test_shims_that_were_told_different_stories_do_not_meet",
+    ),
+    Defence(
+        "a shim proposes what its daemon has offered",
+        "enclave_shim/migration/proposal.py",
+        "    if agreed != found:\n",
+        "    if False:\n",
+        _OWN + "test_a_proposal_must_be_what_was_offered",
+    ),
+    Defence(
+        "the image that was measured is the one that runs",
+        "enclave_shim/image.py",
+        "            fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | "
+        "F_SEAL_SEAL)\n",
+        "            pass\n",
+        "tests/agent/test_image.py::test_the_sealed_copy_cannot_be_changed",
+    ),
+    # Hosts.
+    Defence(
+        "a host that answers proves its pinned key",
+        "optmigd/daemon/link.py",
+        "                    if done.remote_static != peer.key:\n",
+        "                    if False:\n",
+        _STRANGERS + "test_answering_host_must_prove_its_pinned_key",
+    ),
+    Defence(
+        "a host that dials is pinned",
+        "optmigd/daemon/link.py",
+        "    if unknown:\n",
+        "    if False:\n",
+        _STRANGERS + "test_unpinned_host_is_told_so_and_nothing_else",
+    ),
+    Defence(
+        "a public key has 32 bytes",
+        "protocol/noise.py",
+        "    if len(private) != KEY_BYTES or len(public) != KEY_BYTES:\n",
+        "    if False:\n",
+        "tests/channel/test_noise.py::test_a_key_of_another_length_is_refused",
+    ),
+    Defence(
+        "a ticket opens one stream",
+        "optmigd/daemon/tickets.py",
+        "        self._out.remove(found)\n",
+        "",
+        "tests/daemon/test_parts.py::test_a_ticket_is_worth_one_stream",
+    ),
+    Defence(
+        "a peer learns of its own enclaves alone",
+        "optmigd/daemon/query.py",
+        "    if not _may_ask(host, enclave, asker):\n",
+        "    if False:\n",
+        _STRANGERS + "test_a_peer_learns_of_its_own_enclaves_alone",
+    ),
+    Defence(
+        "a crowd of strangers does not keep peers out",
+        "optmigd/daemon/listener.py",
+        "        if total >= limits.max_half_open or self._half_open[address] >= per_address:\n",
+        "        if False:\n",
+        _STRANGERS + "test_a_crowd_of_one_address_does_not_keep_peers_out",
+    ),
+    Defence(
+        "other users do not control the daemon",
+        "optmigd/daemon/control.py",
+        "            if uid not in (0, os.geteuid()):\n",
+        "            if False:\n",
+        "tests/daemon/test_control.py::test_other_users_are_refused",
+    ),
+    Defence(
+        "other users do not reach a shim agent",
+        "enclave_shim/connection.py",
+        "    return uid in (0, os.geteuid())\n",
+        "    return True\n",
+        _OWN + "test_another_user_is_no_daemon",
+    ),
+    Defence(
+        "the outcome of a migration is told to its own peer alone",
+        "protocol/recovery.py",
+        '    if row is None or row.role != "source" or row.peer_key != asker:\n',
+        '    if row is None or row.role != "source":\n',
+        "tests/protocol/test_recovery.py::test_a_stranger_learns_nothing_of_a_migration",
+    ),
+    Defence(
+        "a confirmation is given to its own peer alone",
+        "protocol/recovery.py",
+        '    if row is None or row.role != "destination" or row.peer_key != asker:\n',
+        '    if row is None or row.role != "destination":\n',
+        "tests/protocol/test_recovery.py::test_a_stranger_learns_nothing_of_a_migration",
+    ),
+    # Bounds.
+    Defence(
+        "a frame has a bound before memory is taken",
+        "protocol/wire.py",
+        "        if length > self._max_frame_bytes:\n",
+        "        if False:\n",
+        _WIRE + "test_an_oversize_frame_is_refused_when_its_length_is_known",
+        quick=True,
+    ),
+    Defence(
+        "a message is not nested without end",
+        "protocol/wire.py",
+        "            if len(open_counts) > MAX_DEPTH:\n",
+        "            if False:\n",
+        _WIRE + "test_hostile_msgpack_is_refused",
+    ),
+    Defence(
+        "a string has a bound",
+        "protocol/wire.py",
+        "            if table is _STRING_LENGTH and length > MAX_STRING_BYTES:\n",
+        "            if False:\n",
+        _WIRE + "test_hostile_msgpack_is_refused",
+    ),
+    Defence(
+        "a key counts once in a map",
+        "protocol/wire.py",
+        "    if len(result) != len(pairs):\n",
+        "    if False:\n",
+        _WIRE + "test_hostile_msgpack_is_refused",
+    ),
+    Defence(
+        "fragments of a message have an end",
+        "protocol/session.py",
+        "        if len(self._partial) + len(chunk) > MAX_MESSAGE_BYTES:\n",
+        "        if False:\n",
+        _SESSION + "test_endless_fragments_are_refused",
+    ),
+    Defence(
+        "unknown fields are refused",
+        "protocol/link.py",
+        'class _Message(Struct, frozen=True, forbid_unknown_fields=True, tag_field="t"):\n',
+        'class _Message(Struct, frozen=True, tag_field="t"):\n',
+        "tests/channel/test_link.py::test_every_message_arrives_and_tolerates_no_stranger",
+    ),
+)
