@@ -130,7 +130,7 @@ def may_be_released(
         ready_possible: the agent may have told the source that it is ready.
         token_given: the agent has been given a token.
         aborted: the source has said that this migration came to nothing.
-        ended: the agent has said so, or that it is done.
+        ended: the agent has ended the migration, and not because the enclave runs here.
         agent_alive: there is an agent.
     """
     return (ready_possible or token_given) and not aborted and not ended and agent_alive

@@ -71,6 +71,7 @@ class Arrival:
         self._record = record
         self._log = log
         self._events: trio.MemoryReceiveChannel[Event] | None = None
+        self._confirmation: bytes | None = None
         if instance is not None and instance.agent is not None:
             self._events = instance.agent.subscribe(row.migration_id)
 
@@ -82,9 +83,18 @@ class Arrival:
             ready_possible=self._record.state == "switchover",
             token_given=self.token_given,
             aborted=self.aborted,
-            ended=self.ended is not None,
+            ended=self.came_to_nothing,
             agent_alive=agent is not None and not agent.gone.is_set(),
         )
+
+    @property
+    def came_to_nothing(self) -> bool:
+        """Whether the agent has ended the migration, and not because the enclave runs here.
+
+        `completed` alone is no reason to let go of an agent: it says so as soon as the program
+        runs, and this host may not have journaled that yet.
+        """
+        return self.ended is not None and self.ended.get("outcome") != "completed"
 
     async def admit(self, link: Link, offer: Offer, activity: Activity) -> bool:
         """Answer the offer; true if there is a session to relay.
@@ -246,15 +256,20 @@ class Arrival:
     async def _take(self, event: Event) -> None:
         params = event["params"]
         if event["event"] == "resumed":
-            await self._own(param(params, "payload", bytes))
+            self._confirmation = param(params, "payload", bytes)
+            await self.take_over()
         elif event["event"] == "ended":
             self.ended = params
         else:
             self._record.take(event["event"], params)
 
-    async def _own(self, confirmation: bytes) -> None:
-        """Journal that the enclave is ours. Only then may anybody be told."""
-        if self.instance is None or self._row.resumed is not None:
+    async def take_over(self) -> None:
+        """Journal that the enclave is ours, if it runs here. Only then may anybody be told.
+
+        That takes as long as the disk is full. Cancelled meanwhile, it is to be called again.
+        """
+        confirmation = self._confirmation
+        if self.instance is None or confirmation is None or self._row.resumed is not None:
             return
         self.instance.row.since_s = now_s()
         self.instance.row.migration_id = self._row.migration_id

@@ -248,6 +248,7 @@ class IncomingMigration:
 
     async def _go_on(self, error: OptmigError | None) -> None:
         """Finish without the conversation."""
+        await self._arrival.take_over()  # the conversation may have ended in the middle of it
         if self._arrival.may_be_released and self._row.resumed is None:
             await self._wait_for_token()
         if self.owned:
@@ -271,7 +272,7 @@ class IncomingMigration:
 
             async def listen() -> None:
                 await self._arrival.listen(
-                    lambda: self._row.resumed is not None or self._arrival.ended is not None
+                    lambda: self._row.resumed is not None or self._arrival.came_to_nothing
                 )
                 nursery.cancel_scope.cancel()
 

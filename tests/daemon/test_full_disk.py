@@ -127,6 +127,7 @@ async def test_the_end_of_a_program_is_told_and_journaled_later(disks: Disks) ->
         disks.fill(pair.a)
         flag.write_text("1")
         assert (await pair.a.client.wait("e1"))["exit_status"] == 1
+        await eventually(lambda: disks.refused >= 2, "the daemon tries again")
         disks.make_room(pair.a)
         await trio.sleep(0.5)  # longer than the first pauses between two tries
         await pair.a.stop()
@@ -152,3 +153,19 @@ async def test_a_failed_migration_is_told_at_once_and_journaled_later(disks: Dis
 async def _restart(pair: Pair) -> None:
     await pair.a.stop()
     await pair.a.start()
+
+
+async def test_a_link_that_breaks_meanwhile_does_not_end_a_running_enclave(disks: Disks) -> None:
+    """What the agent has said is not forgotten with the conversation in which it said it."""
+    async with two_sites() as pair:
+        go = await start_and_stop_before_release(pair)
+        disks.fill(pair.b)
+        go.touch()
+        await eventually(lambda: disks.refused >= 2, "the daemon tries again and again")
+        pair.wire.cut(refuse=True)
+        refused = disks.refused
+        await eventually(lambda: disks.refused >= refused + 2, "it still tries")
+        disks.make_room(pair.b)
+        await wait_status(pair.b, host="b", state="running")
+        pair.wire.mend()
+        await assert_only_on_b(pair)
