@@ -140,7 +140,7 @@ async def test_the_last_words_before_release_are_changed(victim: Victim, directi
 async def test_a_flood_of_payloads(victim: Victim, to_whom: str) -> None:
     async with victim.hosts() as (source, destination):
         move = victim.hostile(source, destination)
-        flood: Callable[[int, bytes], list[bytes]] = lambda n, p: [p, *[bytes(64)] * 400]  # noqa: E731
+        flood = lambda n, p: [p, *[bytes(64)] * 400]  # noqa: E731
         if to_whom == "to the source":
             move.at_source = flood
         else:
@@ -190,9 +190,14 @@ def _kind(record: bytes) -> Kind:
     return Kind(HEADER.unpack(record[:HEADER_BYTES])[1])
 
 
+HEADER_FIELDS = (
+    *("magic", "kind", "reserved1", "stream", "reserved2", "round_no", "sequence"),
+    *("meta", "body", "reserved3"),
+)
+
+
 def _with_header(record: bytes, **changed: int) -> bytes:
-    names = ["magic", "kind", "reserved1", "stream", "reserved2", "round_no", "sequence", "meta", "body", "reserved3"]
-    fields = dict(zip(names, HEADER.unpack(record[:HEADER_BYTES]), strict=True)) | changed
+    fields = dict(zip(HEADER_FIELDS, HEADER.unpack(record[:HEADER_BYTES]), strict=True)) | changed
     return HEADER.pack(*fields.values()) + record[HEADER_BYTES:]
 
 
