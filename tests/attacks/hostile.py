@@ -8,6 +8,7 @@ next attack begins from there. At the end the program's answer must be the one o
 """
 
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ from pathlib import Path
 import trio
 
 from optmigd.bench.programs import Program
+from optmigd.enclave_shim.abi import QUIESCE_SIGNAL
 from optmigd.protocol.ciphers import supported_ciphers, tag_bytes
 from optmigd.protocol.errors import OptmigError
 from optmigd.protocol.record_format import HEADER, HEADER_BYTES
@@ -282,6 +284,14 @@ class Victim:
         assert "completed" not in (here["outcome"], there["outcome"])
         await self.stands_unharmed(move.source, move.destination)
         self.attacks += 1
+
+    def signal_program(self, agent: AgentHandle) -> None:
+        """Send every signal that asks a process to go on to the program of an agent."""
+        process = next(a for a in self._agents if a.directory == agent.directory).process
+        assert process is not None
+        for pid in children(process.pid):
+            for number in (signal.SIGCONT, QUIESCE_SIGNAL, signal.SIGUSR1):
+                os.kill(pid, number)
 
     def close(self) -> None:
         """Let the program end and compare its answer; end every agent."""

@@ -128,7 +128,7 @@ async def test_a_payload_of_an_earlier_migration_of_the_same_number(
 
 @pytest.mark.parametrize("direction", ["at_destination", "at_source"])
 async def test_the_last_words_before_release_are_changed(victim: Victim, direction: str) -> None:
-    """Stop-and-copy: the manifest, and READY or what comes just before it; the program is parked."""
+    """Stop-and-copy: the manifest, and READY or the word before it; the program is parked."""
     number = {"at_destination": 3, "at_source": 2}[direction]
     async with victim.hosts() as (source, destination):
         move = victim.hostile(source, destination, export={"mode": "stop-and-copy"})
