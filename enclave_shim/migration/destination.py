@@ -178,7 +178,7 @@ class Destination:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._conversation.listen)
+                    nursery.start_soon(self._listen)
                     nursery.start_soon(self._shut_streams_at_the_end)
                     if await self._up_to_ready(nursery):
                         await self._started.wait()
@@ -193,6 +193,20 @@ class Destination:
             await self._started.wait()
             error = None
         await self._end(error or self._start_error)
+
+    async def _listen(self) -> None:
+        """Take the source's messages; after READY only a refusal that opens ends this side.
+
+        The source may have let go by then, and whoever carries the session can spoil it.
+        """
+        try:
+            await self._conversation.listen()
+        except PeerRefused:
+            raise
+        except OptmigError as error:
+            if self.migration.phase not in (Phase.AWAITING_TOKEN, Phase.STARTING):
+                raise
+            self._log.warning("session_spoiled_after_ready", error=error.message)
 
     async def _up_to_ready(self, nursery: trio.Nursery) -> bool:
         """Everything until the token is awaited; False if there is nothing to wait for."""

@@ -72,6 +72,7 @@ class HostileMove(Move):
     at_records: TamperRecord = _record_as_it_is
     crossed: bool = False
     recorded: Recording = field(default_factory=Recording)
+    _far: list[trio.SocketStream] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Put the recorder and the tampering between the two relays."""
@@ -102,6 +103,7 @@ class HostileMove(Move):
 
     async def _carry(self, index: int, near: trio.SocketStream, far: trio.SocketStream) -> None:
         log = self.recorded.records.setdefault(index, [])
+        self._far.append(far)
         try:
             while True:
                 record = await _record(near)
@@ -115,6 +117,12 @@ class HostileMove(Move):
             return  # one end has gone: the other is told below
         finally:
             near.socket.close()
+            far.socket.close()
+
+    async def spoil_streams(self) -> None:
+        """Say something on every data stream that nobody sealed, and cut them all."""
+        for far in self._far:
+            await far.send_all(bytes(200))
             far.socket.close()
 
     async def assault(self) -> tuple[Message, Message]:

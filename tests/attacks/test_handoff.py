@@ -51,11 +51,14 @@ async def test_tokens_confirmations_and_a_source_that_let_go(victim: Victim) -> 
             await destination.notify(
                 "token_delivered", migration_id=old.migration_id, payload=old.token
             )
-            # Nor does the session that is over harm it.
-            await destination.notify(
-                "session", migration_id=move.migration_id, payload=move.recorded.to_destination[0]
-            )
+            # Nor does it harm it what is done to the session and the streams that are over: the
+            # source has let go, so this is the only instance.
+            for payload in (move.recorded.to_destination[0], b"", bytes(100)):
+                await destination.notify("session", migration_id=move.migration_id, payload=payload)
+            await move.spoil_streams()
+            await trio.sleep(1.0)
             assert await _state(destination) == "waiting"
+            assert not [item for item in destination.events if item["event"] == "ended"]
             assert not [item for item in destination.events if item["event"] == "resumed"]
 
             # The source that let go runs for nobody.
