@@ -72,6 +72,7 @@ class MigrationSettings(_Section, frozen=True):
     streams: Annotated[int, msgspec.Meta(ge=1, le=64)]
     on_stall: Literal["throttle", "switch", "abort"]
     timeout_s: Annotated[float, msgspec.Meta(ge=0)]
+    switchover_stall_s: Annotated[float, msgspec.Meta(gt=0, le=3600)]
 
 
 class PlatformSettings(_Section, frozen=True):

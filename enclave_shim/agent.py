@@ -331,6 +331,7 @@ class Agent:
             verify=wanted.verify,
             timeout_s=wanted.timeout_s,
             dry_run=wanted.dry_run,
+            switchover_stall_s=wanted.switchover_stall_s,
         )
         self._enclave = enclave
         self._begin(

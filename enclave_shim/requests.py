@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from optmigd.enclave_shim import abi
 from optmigd.enclave_shim.connection import Params
+from optmigd.enclave_shim.migration.common import DEFAULT_SWITCHOVER_STALL_S
 from optmigd.protocol.convergence import OnStall
 from optmigd.protocol.errors import RemoteProtocolError
 
@@ -64,6 +65,7 @@ class Export(msgspec.Struct, forbid_unknown_fields=True):
     dry_run: bool
     source_host: Key32
     destination_host: Key32
+    switchover_stall_s: Annotated[float, Meta(gt=0, le=3600)] = DEFAULT_SWITCHOVER_STALL_S
 
 
 class AddStream(msgspec.Struct, forbid_unknown_fields=True):

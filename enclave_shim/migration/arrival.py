@@ -11,7 +11,7 @@ from optmigd.enclave_shim.files import FileReceiver
 from optmigd.enclave_shim.migration.common import Enclave, ReceiveOrders
 from optmigd.enclave_shim.migration.conversation import Conversation
 from optmigd.enclave_shim.migration.pump import Receiver, RoundMark, windows
-from optmigd.protocol.errors import ChannelClosed, RemoteProtocolError
+from optmigd.protocol.errors import ChannelClosed, OptmigError, RemoteProtocolError
 from optmigd.protocol.handoff import Event, Migration
 from optmigd.protocol.records import Counts, StreamOpener, overall_chain
 from optmigd.protocol.session import Answer, Manifest, RoundDone, SessionKeys
@@ -171,7 +171,10 @@ class Arrival:
             await trio.to_thread.run_sync(receiver.run, limiter=self._limiter)
             if not self._complete:
                 raise ChannelClosed("a data stream ended before the last round")
-        except (OSError, ChannelClosed):
-            # Most likely the source gave up: then its reason, sealed, is on its way.
-            await trio.sleep(REFUSAL_GRACE_S)
+        except (OSError, OptmigError) as error:
+            if self._complete:
+                return  # everything is here: what is done to the stream now may harm nothing
+            if isinstance(error, OSError | ChannelClosed):
+                # Most likely the source gave up: then its reason, sealed, is on its way.
+                await trio.sleep(REFUSAL_GRACE_S)
             raise

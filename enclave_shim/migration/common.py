@@ -26,6 +26,7 @@ Emit = Callable[[str, Params], Awaitable[None]]
 
 RECORD_BYTES = 1 << 20
 QUIESCE_TIMEOUT_S = 10.0
+DEFAULT_SWITCHOVER_STALL_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ class Binding:
 
 @dataclass(frozen=True)
 class ExportOrders:
-    """What the source is told (Contract 1, `export`)."""
+    """What the source is told (Contract 1, `export`).
+
+    `switchover_stall_s`: how long the program stays parked while the peer takes or says nothing.
+    """
 
     binding: Binding
     mode: Literal["precopy", "stop-and-copy"]
@@ -100,6 +104,7 @@ class ExportOrders:
     verify: bool
     timeout_s: float
     dry_run: bool
+    switchover_stall_s: float
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class Destination(Part):
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._conversation.listen)
+                    nursery.start_soon(self._listen)
                     nursery.start_soon(self._shut_streams_at_the_end)
                     takeover = await self._up_to_ready(nursery)
                     if takeover is not None:
@@ -181,6 +181,20 @@ class Destination(Part):
             self._actions = self._takeover.actions or self._actions
             error = error or self._takeover.start_error
         await self._end(error)
+
+    async def _listen(self) -> None:
+        """Take the source's messages; after READY only a refusal that opens ends this side.
+
+        The source may have let go by then, and whoever carries the session can spoil it.
+        """
+        try:
+            await self._conversation.listen()
+        except PeerRefused:
+            raise
+        except OptmigError as error:
+            if self.migration.phase not in (Phase.AWAITING_TOKEN, Phase.STARTING):
+                raise
+            self._log.warning("session_spoiled_after_ready", error=error.message)
 
     async def _up_to_ready(self, nursery: trio.Nursery) -> Takeover | None:
         """Everything until the token is awaited; None if there is nothing to wait for."""

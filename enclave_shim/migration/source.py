@@ -48,9 +48,11 @@ from optmigd.enclave_shim.migration.report import (
 from optmigd.enclave_shim.migration.rounds import Rounds
 from optmigd.enclave_shim.migration.setup import find_blockers, make_rounds
 from optmigd.enclave_shim.migration.switchover import (
+    end_if_stalled,
     make_manifest,
     needs_when_parked,
     quiet_interpreter,
+    ready_limit_s,
     receive_ready,
 )
 from optmigd.enclave_shim.migration.throttle import Throttle
@@ -306,12 +308,17 @@ class Source(Part):
             fixed_ms=FIXED_DOWNTIME_MS,
         )
 
-    async def _send(self, rounds: Rounds) -> None:
-        """Send a round; a cancel shuts the streams, which ends the threads that work on them."""
+    async def _send(self, rounds: Rounds, *, stall_s: float = 0.0) -> None:
+        """Send a round; a cancel shuts the streams, which ends the threads that work on them.
+
+        With `stall_s` it fails when the destination takes nothing for so long.
+        """
         sent = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._shut_streams_unless, sent)
+                if stall_s:
+                    nursery.start_soon(end_if_stalled, rounds, stall_s)
                 await rounds.send()
                 sent.set()
                 nursery.cancel_scope.cancel()
@@ -354,7 +361,7 @@ class Source(Part):
                 rounds.begin()
             needs = await needs_when_parked(self.enclave)
         with parts.measure("last_pages"):
-            await self._send(rounds)
+            await self._send(rounds, stall_s=self.orders.switchover_stall_s)
         self._report.add_round(rounds.record())
         with parts.measure("manifest"):
             manifest = await make_manifest(
@@ -370,7 +377,10 @@ class Source(Part):
             binding.migration_id, manifest.generation, manifest.chain, encode(manifest)
         )
         with parts.measure("ready"):
-            ready = await receive_ready(self._conversation, rounds, self.migration)
+            limit_s = ready_limit_s(
+                self.enclave, self.orders.switchover_stall_s, verify=self.orders.verify
+            )
+            ready = await receive_ready(self._conversation, rounds, self.migration, limit_s)
         if not hmac.compare_digest(ready.digest, ours):
             raise MigrationFailed("the destination has received another state than was sent")
         self.migration.handle(Event.READY_EQUAL)

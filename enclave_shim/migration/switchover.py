@@ -14,9 +14,11 @@ from optmigd.enclave_shim import preflight
 from optmigd.enclave_shim.migration.common import Enclave
 from optmigd.enclave_shim.migration.conversation import Conversation
 from optmigd.enclave_shim.migration.rounds import Rounds
-from optmigd.protocol.errors import MigrationBlocked, RemoteProtocolError
+from optmigd.protocol.errors import MigrationBlocked, MigrationTimeout, RemoteProtocolError
 from optmigd.protocol.handoff import Event, Migration
 from optmigd.protocol.session import FileNeed, Manifest, Ready, RoundDone
+
+VERIFY_BYTES_PER_S = 50e6
 
 
 @contextmanager
@@ -76,15 +78,47 @@ async def make_manifest(
     )
 
 
-async def receive_ready(conversation: Conversation, rounds: Rounds, migration: Migration) -> Ready:
+async def end_if_stalled(rounds: Rounds, limit_s: float) -> None:
+    """Run beside the last round: the program stands still, so the peer may not stand still as well.
+
+    Raises:
+        MigrationTimeout: not one more record could be sent for that many seconds.
+
+    """
+    sent_bytes = -1
+    while rounds.transferred_bytes != sent_bytes:
+        sent_bytes = rounds.transferred_bytes
+        await trio.sleep(limit_s)
+    raise MigrationTimeout(
+        f"the destination has taken nothing for {limit_s:g} s while the program stood still; "
+        "the enclave runs on at the source"
+    )
+
+
+def ready_limit_s(enclave: Enclave, stall_s: float, *, verify: bool) -> float:
+    """How long READY may take: the comparison of both memories, if asked for, takes its time."""
+    return stall_s + (enclave.arena.resident_bytes() / VERIFY_BYTES_PER_S if verify else 0.0)
+
+
+async def receive_ready(
+    conversation: Conversation, rounds: Rounds, migration: Migration, limit_s: float
+) -> Ready:
     """Wait for READY; the confirmation of the last round may come before it.
 
     Raises:
         RemoteProtocolError: another message came, or the round's account differs.
+        MigrationTimeout: nothing came for that many seconds.
 
     """
     while True:
-        message = await conversation.receive_any()
+        message = None
+        with trio.move_on_after(limit_s):
+            message = await conversation.receive_any()
+        if message is None:
+            raise MigrationTimeout(
+                f"the destination has said nothing for {limit_s:g} s while the program stood "
+                "still; the enclave runs on at the source"
+            )
         if isinstance(message, Ready):
             return message
         if not isinstance(message, RoundDone):

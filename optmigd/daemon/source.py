@@ -220,6 +220,7 @@ class Attempt:
             "on_stall": options.on_stall,
             "verify": options.verify,
             "timeout_s": options.timeout_s,
+            "switchover_stall_s": self._host.settings.migration.switchover_stall_s,
             "dry_run": dry_run,
             "source_host": self._host.identity.public,
             "destination_host": self._peer.key,

@@ -130,12 +130,16 @@ class AgentHandle:
                 message = unpack(payload)
                 assert isinstance(message, dict)
                 if "event" in message:
+                    self.heard(message["event"], message["params"])
                     self.events.append(message)
                     self.on_event(message["event"], message["params"])
                 else:
                     self._answers[message["id"]] = message
                 self._changed.set()
                 self._changed = trio.Event()
+
+    def heard(self, event: str, params: Message) -> None:
+        """Look at an event before anybody else does; for hostile daemons."""
 
     async def request(self, method: str, fd: int | None = None, **params: object) -> Message:
         """Ask, and return the result or raise the agent's error."""
@@ -282,6 +286,11 @@ class Move:
         )
         nursery.start_soon(self._relay, to_destination[1], self.destination, self.to_destination)
         nursery.start_soon(self._relay, to_source[1], self.source, self.to_source)
+        await self.order_receive()
+        await self.order_export()
+
+    async def order_receive(self) -> None:
+        """Ask the destination alone to get ready."""
         await self.destination.request(
             "receive",
             **{
@@ -300,7 +309,6 @@ class Move:
                 **self.receive,
             },
         )
-        await self.order_export()
 
     async def order_export(self) -> None:
         """Ask the source alone to begin."""
