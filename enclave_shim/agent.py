@@ -130,7 +130,8 @@ class Agent:
         if note := self._memory.migration:
             migration_id = migration_id_of(note)
             log = self._log.bind(migration_id=migration_id.hex())
-            part = resume_part(note, enclave, self._memory, self._emitter(migration_id), log)
+            emit = self._emitter(migration_id)
+            part = resume_part(note, enclave, self._memory, emit, log, self._replace)
             log.info(
                 "migration_taken_up",
                 role=part.migration.role.value,
@@ -275,6 +276,7 @@ class Agent:
                 identity,
                 orders,
                 prepare,
+                self._replace,
                 self._digests,
                 self._memory,
                 self._emitter(wanted.migration_id),
@@ -313,6 +315,10 @@ class Agent:
         )
         self._nursery.start_soon(self._tell_exit, enclave)
         return enclave
+
+    async def _replace(self, enclave: Enclave) -> None:
+        await self._maker.replace(enclave)
+        self._nursery.start_soon(self._tell_exit, enclave)
 
     async def _export(self, params: Params, fd: int) -> Params:
         wanted = requests.read_params(params, requests.Export)

@@ -8,12 +8,13 @@ from pathlib import Path
 import trio
 
 from optmigd.enclave_shim import abi, image, policy
-from optmigd.enclave_shim.abi import Mode
+from optmigd.enclave_shim.abi import Command, Mode
 from optmigd.enclave_shim.arena import Arena
 from optmigd.enclave_shim.kept import KeeperClient, KeptProcess
 from optmigd.enclave_shim.migration.common import Enclave, Identity
 from optmigd.enclave_shim.platforms import Platform
 from optmigd.enclave_shim.preflight import DigestCache
+from optmigd.enclave_shim.process import Process
 from optmigd.enclave_shim.remembered import InstanceNote, Memory
 from optmigd.enclave_shim.starting import Start, attach_process, read_image, start_process
 from optmigd.protocol.errors import EnclaveError, RuntimeFailed
@@ -73,29 +74,12 @@ class Maker:
             process = start_process(self._keeper, arena, identity.image, mode, how)
         except (OSError, ValueError) as error:
             raise RuntimeFailed(f"the image could not be started: {error}") from error
-        await self._nursery.start(process.run)
         try:
-            await process.booted()
+            await self._boot(process)
         except BaseException:
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.exited.wait()
             arena.close()
             raise
-        self._memory.note_instance(
-            InstanceNote(
-                pid=process.pid,
-                name=identity.name,
-                policy=identity.policy_text,
-                measurement=identity.measurement,
-                generation=generation,
-                own_dir=str(how.own_dir),
-                virtual_dir=how.virtual_dir,
-                io_files={name: str(path) for name, path in io_files.items()},
-                tracker_errno=process.tracker_errno,
-            )
-        )
-        return Enclave(
+        enclave = Enclave(
             identity=identity,
             arena=arena,
             process=process,
@@ -104,6 +88,61 @@ class Maker:
             virtual_dir=how.virtual_dir,
             io_files=io_files,
             digests=self._digests,
+        )
+        self._note(enclave)
+        return enclave
+
+    async def replace(self, enclave: Enclave) -> None:
+        """Replace a waiting process that has ended by one at the same restore point.
+
+        Its memory is still there, and it never ran: nothing is lost with it.
+
+        Raises:
+            RuntimeFailed: the new one did not come up.
+
+        """
+        how = Start(
+            name=enclave.identity.name,
+            own_dir=enclave.own_dir,
+            output=enclave.io_files["output.log"],
+            stdin=enclave.io_files["stdin"],
+            virtual_dir=enclave.virtual_dir,
+        )
+        image = enclave.identity.image
+        try:
+            process = start_process(self._keeper, enclave.arena, image, Mode.RESTORE, how)
+        except (OSError, ValueError) as error:
+            raise RuntimeFailed(f"the image could not be started: {error}") from error
+        await self._boot(process, prepare=True)
+        enclave.process = process
+        self._note(enclave)
+
+    async def _boot(self, process: Process, *, prepare: bool = False) -> None:
+        """Follow a process until it has booted, or is prepared; it is gone where this raises."""
+        await self._nursery.start(process.run)
+        try:
+            await process.booted()
+            if prepare:
+                await process.command(Command.PREPARE)
+        except BaseException:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.exited.wait()
+            raise
+
+    def _note(self, enclave: Enclave) -> None:
+        self._memory.note_instance(
+            InstanceNote(
+                pid=enclave.process.pid,
+                name=enclave.identity.name,
+                policy=enclave.identity.policy_text,
+                measurement=enclave.identity.measurement,
+                generation=enclave.generation,
+                own_dir=str(enclave.own_dir),
+                virtual_dir=enclave.virtual_dir,
+                io_files={name: str(path) for name, path in enclave.io_files.items()},
+                tracker_errno=enclave.process.tracker_errno,
+            )
         )
 
     async def take_up(self, kept: KeptProcess, note: InstanceNote, platform: Platform) -> Enclave:

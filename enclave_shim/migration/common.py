@@ -196,3 +196,6 @@ def page_count(bytes_: int) -> int:
 
 
 Log = structlog.stdlib.BoundLogger
+
+Replace = Callable[[Enclave], Awaitable[None]]
+"""Replaces a waiting process that has ended; see `instance.Maker.replace`."""

@@ -31,6 +31,7 @@ from optmigd.enclave_shim.migration.common import (
     Identity,
     Log,
     ReceiveOrders,
+    Replace,
 )
 from optmigd.enclave_shim.migration.conversation import PeerRefused, open_conversation
 from optmigd.enclave_shim.migration.departure import free
@@ -61,7 +62,6 @@ from optmigd.protocol.session import (
 )
 from optmigd.protocol.wire import encode
 
-POPULATE_PAGES = 1 << 14
 FAREWELL_TIMEOUT_S = 2.0
 REFUSAL_GRACE_S = 0.3
 
@@ -76,6 +76,7 @@ class Destination(Part):
         identity: what is to arrive.
         orders: how.
         prepare: makes the instance; called when nothing is in the way.
+        replace: replaces its waiting process when that has ended.
         digests: of this host's files.
         memory: the vault, for the agent after this one.
         emit: sends events of this migration to the daemon.
@@ -88,6 +89,7 @@ class Destination(Part):
         identity: Identity,
         orders: ReceiveOrders,
         prepare: Prepare,
+        replace: Replace,
         digests: preflight.DigestCache,
         memory: Memory,
         emit: Emit,
@@ -100,6 +102,7 @@ class Destination(Part):
         self.orders = orders
         self._identity = identity
         self._prepare = prepare
+        self._replace = replace
         self._digests = digests
         self._memory = memory
         self._emit = emit
@@ -250,8 +253,9 @@ class Destination(Part):
 
     async def _watch_process(self, enclave: Enclave) -> None:
         await enclave.process.exited.wait()
-        if not self.migration.released:
+        if self._takeover is None:
             raise EnclaveError("the waiting process of the new instance has ended")
+        await self._takeover.keep_waiting()
 
     async def _shut_streams_at_the_end(self) -> None:
         try:
@@ -298,6 +302,8 @@ class Destination(Part):
             parts=self._parts,
             memory=self._memory,
             emit=self._emit,
+            log=self._log,
+            replace=self._replace,
         )
         takeover.note()  # before READY: from then on this may be the only instance
         self.migration.handle(Event.PREPARED)

@@ -18,7 +18,7 @@ from contextlib import suppress
 
 import trio
 
-from optmigd.enclave_shim.migration.common import Binding, Emit, Enclave, Log
+from optmigd.enclave_shim.migration.common import Binding, Emit, Enclave, Log, Replace
 from optmigd.enclave_shim.migration.departure import Departure, free
 from optmigd.enclave_shim.migration.part import Announcer, Part
 from optmigd.enclave_shim.migration.report import (
@@ -39,7 +39,6 @@ from optmigd.enclave_shim.remembered import (
 from optmigd.enclave_shim.tracker import KernelTracker, tracked_ranges
 from optmigd.protocol.errors import (
     ChannelClosed,
-    EnclaveError,
     MigrationCancelled,
     MigrationFailed,
     OptmigError,
@@ -53,7 +52,12 @@ from optmigd.protocol.handoff_seals import Role as RoleName
 
 
 def resume_part(
-    note: MigrationNote, enclave: Enclave | None, memory: Memory, emit: Emit, log: Log
+    note: MigrationNote,
+    enclave: Enclave | None,
+    memory: Memory,
+    emit: Emit,
+    log: Log,
+    replace: Replace,
 ) -> Part:
     """What the note stands for; `run` it like any other part.
 
@@ -62,10 +66,11 @@ def resume_part(
         enclave: the instance that was taken up, if there is one.
         memory: the vault.
         emit, log: of this migration.
+        replace: replaces a waiting process that has ended.
 
     """
     if isinstance(note, AwaitingToken) and enclave is not None:
-        return ResumedArrival(note, enclave, memory, emit, log)
+        return ResumedArrival(note, enclave, memory, emit, log, replace)
     if isinstance(note, Released) and enclave is not None and enclave.process.released:
         return ResumedDeparture(note, enclave, memory, emit, log)
     if not isinstance(note, Over):
@@ -195,7 +200,13 @@ class ResumedArrival(Part):
     enclave: Enclave
 
     def __init__(
-        self, note: AwaitingToken, enclave: Enclave, memory: Memory, emit: Emit, log: Log
+        self,
+        note: AwaitingToken,
+        enclave: Enclave,
+        memory: Memory,
+        emit: Emit,
+        log: Log,
+        replace: Replace,
     ) -> None:
         phase = Phase.COMPLETED if note.confirmation else Phase.AWAITING_TOKEN
         migration = Migration(Role.DESTINATION, phase)
@@ -226,6 +237,8 @@ class ResumedArrival(Part):
             parts=self._parts,
             memory=memory,
             emit=emit,
+            log=log,
+            replace=replace,
             confirmation=note.confirmation,
         )
         self._scope = trio.CancelScope()
@@ -237,7 +250,7 @@ class ResumedArrival(Part):
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._watch_process)
+                    nursery.start_soon(self._takeover.keep_waiting)
                     await self._started()
                     nursery.cancel_scope.cancel()
         except (Exception, BaseExceptionGroup) as group:
@@ -257,11 +270,6 @@ class ResumedArrival(Part):
             with suppress(ChannelClosed):  # `daemon_back` repeats it
                 await takeover.repeat()
         await takeover.started.wait()
-
-    async def _watch_process(self) -> None:
-        await self.enclave.process.exited.wait()
-        if not self.migration.released:
-            raise EnclaveError("the waiting process of the new instance has ended")
 
     async def _end(self, error: OptmigError | None) -> None:
         outcome = "completed" if self.migration.released else "failed"

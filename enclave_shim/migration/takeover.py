@@ -4,22 +4,27 @@ READY is not said before all that this needs is in the vault, so an agent that t
 the token as the one before did, with the waiting process untouched. The confirmation is sealed once
 and kept; it is noted in the vault before it is let out, and what is repeated is what was noted. An
 agent that died between sealing and noting has let nothing out: then the next one seals anew.
+
+The waiting process itself can be killed. It has never run and its memory is still here, so it is
+replaced: the source may have let go already.
 """
 
 import time
-from collections.abc import Awaitable
 
 import msgspec
 import trio
 
 from optmigd.enclave_shim.abi import Command
-from optmigd.enclave_shim.migration.common import Binding, Emit, Enclave
+from optmigd.enclave_shim.migration.common import Binding, Emit, Enclave, Log, Replace
 from optmigd.enclave_shim.migration.report import DestinationReport, Parts
 from optmigd.enclave_shim.remembered import AwaitingToken, Memory
-from optmigd.protocol.errors import OptmigError
-from optmigd.protocol.handoff import Action, Event, Migration, check_token
+from optmigd.protocol.errors import EnclaveError, OptmigError, RuntimeFailed
+from optmigd.protocol.handoff import Action, Event, Migration, Phase, check_token
 from optmigd.protocol.handoff_seals import HandoffSeals
 from optmigd.protocol.session import Manifest, ResumedReport
+
+MAX_REPLACEMENTS = 5
+"""A process that ends this often while it only waits will not run either."""
 
 
 class Takeover:
@@ -33,7 +38,8 @@ class Takeover:
         same_clock: whether the source runs on this very system.
         seals: to open the token and seal the confirmation.
         report, parts: what is known of the migration.
-        memory, emit: the vault, and the daemon.
+        memory, emit, log: the vault, the daemon, and the log.
+        replace: replaces the waiting process when it has ended.
 
     Attributes:
         started: set when the program runs, or could not be started (`start_error`).
@@ -58,6 +64,8 @@ class Takeover:
         parts: Parts,
         memory: Memory,
         emit: Emit,
+        log: Log,
+        replace: Replace,
         confirmation: bytes = b"",
     ) -> None:
         self.started = trio.Event()
@@ -77,6 +85,10 @@ class Takeover:
         self._parts = parts
         self._memory = memory
         self._emit = emit
+        self._log = log
+        self._replace = replace
+        self._replacements = 0
+        self._replacing = trio.Lock()
         if confirmation:
             report.arrived(digest, manifest)
             self.started.set()
@@ -118,7 +130,7 @@ class Takeover:
             )
         if Action.RUN in self._migration.handle(Event.TOKEN_ACCEPTED):
             with trio.CancelScope(shield=True):
-                await self._run(self._enclave.process.command(Command.RUN))
+                await self._run(told=False)
         await self.repeat()
 
     async def take_up_start(self) -> None:
@@ -129,17 +141,54 @@ class Takeover:
 
         """
         self._migration.handle(Event.TOKEN_ACCEPTED)
-        await self._run(self._enclave.process.started())
+        await self._run(told=True)
 
     async def repeat(self) -> None:
         """Confirm that the program runs, if it does."""
         if self.confirmation:
             await self._emit("resumed", {"payload": self.confirmation})
 
-    async def _run(self, start: Awaitable[None]) -> None:
+    async def keep_waiting(self) -> None:
+        """Replace the waiting process whenever it ends, until it is told to run.
+
+        Raises:
+            EnclaveError: it has ended too often.
+
+        """
+        while self._migration.phase is Phase.AWAITING_TOKEN:
+            await self._enclave.process.exited.wait()
+            async with self._replacing:
+                if self._migration.phase is Phase.AWAITING_TOKEN:
+                    await self._replace_ended()
+        await trio.sleep_forever()
+
+    async def _replace_ended(self) -> None:
+        enclave = self._enclave
+        while enclave.process.exited.is_set():
+            status = enclave.process.exit_status
+            if self._replacements == MAX_REPLACEMENTS:
+                raise EnclaveError(
+                    f"the waiting process of the new instance has ended {MAX_REPLACEMENTS} times "
+                    f"and once more, with status {status}"
+                )
+            self._replacements += 1
+            self._log.warning("waiting_process_replaced", exit_status=status)
+            try:
+                await self._replace(enclave)
+            except RuntimeFailed as error:
+                self._log.warning("replacement_failed", error=error.message)
+
+    async def _run(self, *, told: bool) -> None:
+        """Have the program run, and confirm it.
+
+        Args:
+            told: whether it was told to by an earlier agent.
+
+        """
         begun_s = time.monotonic()
         try:
-            await start
+            async with self._replacing:
+                await self._start(told=told)
         except OptmigError as error:
             self.actions = self._migration.handle(Event.FAULT)
             self.start_error = error
@@ -167,3 +216,20 @@ class Takeover:
         )
         self.note()
         self.started.set()
+
+    async def _start(self, *, told: bool) -> None:
+        """Start the program in the process that waits, or in one that replaces it.
+
+        A process that ends before it says that the program runs has not run any of it.
+        """
+        while True:
+            process = self._enclave.process
+            try:
+                await (process.started() if told else process.command(Command.RUN))
+            except RuntimeFailed:
+                if not process.exited.is_set() or process.ctl["running_ns"]:
+                    raise
+            else:
+                return
+            await self._replace_ended()
+            told = False

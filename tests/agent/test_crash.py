@@ -288,6 +288,64 @@ async def test_a_destination_that_was_ready_waits_for_the_token(
         await ends_rightly(hosts[2], answer)
 
 
+def children_of(agent: AgentHandle) -> set[int]:
+    """The keeper's children: its worker, and the enclave's process."""
+    assert agent.process is not None
+    pid = agent.process.pid
+    return {*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())}
+
+
+async def kill_waiting_process(agent: AgentHandle, killed: set[int]) -> None:
+    """Kill the process of an instance that waits for its token, and note it; not one twice."""
+    while not (found := children_of(agent) - {agent.worker_pid, *killed}):
+        await trio.sleep(0.01)
+    (pid,) = found
+    killed.add(pid)
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("agent_crashes", [False, True])
+async def test_a_waiting_process_that_is_killed_is_replaced(
+    tmp_path: Path, integers: Program, answer: bytes, agent_crashes: bool
+) -> None:
+    async with running(tmp_path, integers, 3) as (hosts, nursery):
+        move = Move(hosts[:2], integers.image, MEMORY_BYTES, deliver_token=False)
+        await move.begin(nursery)
+        await move.add_streams()
+        token = (await hosts[0].wait_event("release"))["payload"]
+        if agent_crashes:
+            await hosts[1].crash(nursery)
+            assert await status_of(hosts[1], "state") == "waiting"
+        killed: set[int] = set()
+        await kill_waiting_process(hosts[1], killed)
+        await kill_waiting_process(hosts[1], killed)
+        await move.give_token(token)  # in the middle of it
+        await hosts[1].wait_event("resumed")
+        there = await hosts[1].wait_event("ended")
+        here = await hosts[0].wait_event("ended")
+        assert (here["outcome"], there["outcome"]) == ("completed", "completed")
+        assert hosts[1].log().count("waiting_process_replaced") == 2
+        second = Move(hosts[1:], integers.image, MEMORY_BYTES, generation=2)
+        assert (await second.run())[0]["outcome"] == "completed"
+        await ends_rightly(hosts[2], answer)
+
+
+async def test_a_waiting_process_that_never_lives_long_is_given_up(
+    tmp_path: Path, integers: Program, answer: bytes
+) -> None:
+    async with running(tmp_path, integers, 2) as (hosts, nursery):
+        move = Move(hosts, integers.image, MEMORY_BYTES, deliver_token=False)
+        await move.begin(nursery)
+        await move.add_streams()
+        await hosts[0].wait_event("release")
+        killed: set[int] = set()
+        for _ in range(6):
+            await kill_waiting_process(hosts[1], killed)
+        ended = await hosts[1].wait_event("ended")
+        assert ended["outcome"] == "failed"
+        assert "has ended 5 times and once more" in ended["error"]["message"]
+
+
 @pytest.mark.parametrize("point", ["running", "sealed", "confirmed"])
 async def test_a_destination_that_runs_confirms_with_one_confirmation(
     tmp_path: Path, integers: Program, answer: bytes, point: str
