@@ -45,6 +45,7 @@ class Outcome(Enum):
     RELEASED = "released"
     COMPLETED = "completed"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 class Fate(Enum):
@@ -77,7 +78,10 @@ def fate_at_start(instance_state: str, row: MigrationEntry | None, *, agent_aliv
 
 
 def closing_state(row: MigrationEntry) -> str:
-    """Return how an interrupted migration has ended of which no instance is left."""
+    """Return how an interrupted migration has ended of which no instance is left.
+
+    Not for one that `needs_last_word`.
+    """
     return "completed" if row.resumed is not None else "failed"
 
 
@@ -103,7 +107,7 @@ def answer_outcome(row: MigrationEntry | None, asker: bytes) -> Outcome:
     if row.state == "completed":
         return Outcome.COMPLETED
     if row.state in ("failed", "cancelled"):
-        return Outcome.FAILED
+        return Outcome(row.state)
     return Outcome.RELEASED if must_deliver(row.token) else Outcome.PENDING
 
 
@@ -156,4 +160,26 @@ def stops_waiting(answer: str) -> bool:
 
     The shim has the last word: it is asked to cancel, and refuses once it has taken the token.
     """
-    return answer == Outcome.FAILED.value
+    return answer in (Outcome.FAILED.value, Outcome.CANCELLED.value)
+
+
+def last_word(answer: str) -> str | None:
+    """Return how a migration has ended of which nothing is left at the destination.
+
+    A source that has released delivers in vain: all that can end it there is that an operator gives
+    the delivery up, and then it has failed on both sides.
+
+    Args:
+        answer: the source's to `outcome`.
+
+    Returns:
+        `cancelled` or `failed`; None while the source has not decided: it is to be asked again.
+    """
+    if answer == Outcome.PENDING.value:
+        return None
+    return "cancelled" if answer == Outcome.CANCELLED.value else "failed"
+
+
+def needs_last_word(row: MigrationEntry) -> bool:
+    """Whether an interrupted migration of which no instance is left is the source's to name."""
+    return row.role == "destination" and row.resumed is None

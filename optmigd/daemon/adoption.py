@@ -8,10 +8,11 @@ from optmigd.config import Peer
 from optmigd.daemon.host import Host
 from optmigd.daemon.incoming import IncomingMigration
 from optmigd.daemon.journal import MigrationRow
+from optmigd.daemon.last_word import close_with_last_word
 from optmigd.daemon.outgoing import OutgoingMigration
 from optmigd.daemon.registry import Instance
 from optmigd.protocol.errors import OptmigError
-from optmigd.protocol.recovery import Fate, closing_state, fate_at_start
+from optmigd.protocol.recovery import Fate, closing_state, fate_at_start, needs_last_word
 
 
 async def adopt(host: Host) -> None:
@@ -104,5 +105,8 @@ async def _ask_whether_exited(host: Host, instance: Instance) -> None:
 
 async def _forget(host: Host, row: MigrationRow) -> None:
     """Close the record of a migration of which nothing is left."""
+    if needs_last_word(row):
+        close_with_last_word(host, row)
+        return
     row.state = closing_state(row)
     await host.journal.write_soon(host.nursery, lambda: host.journal.save_migration(row))

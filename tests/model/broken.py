@@ -58,6 +58,10 @@ def _pending_is_failed(row: MigrationEntry | None, asker: bytes) -> Outcome:
     return Outcome.FAILED if answer is Outcome.PENDING else answer
 
 
+def _own_word(answer: str) -> str:
+    return "failed"
+
+
 def _never(*_: object, **__: object) -> bool:
     return False
 
@@ -163,5 +167,13 @@ BROKEN: dict[str, Callable[[], Broken]] = {
         Rules(may_be_released=_only_given_tokens), _DESTROYED
     ),
     "a confirmation is not kept": lambda: Broken(Rules(stored_confirmation=_nothing_stored), STUCK),
+    "a destination that came to nothing calls it 'failed' by itself": lambda: Broken(
+        Rules(last_word=_own_word), "one side says 'failed', the other 'cancelled'"
+    ),
+    "a starting daemon calls what is left 'failed' by itself": lambda: Broken(
+        Rules(needs_last_word=_never),
+        "one side says 'failed', the other 'cancelled'",
+        CRASH_AND_DECISION,
+    ),
     "no answer ends the wait for a token": lambda: Broken(Rules(stops_waiting=_never), STUCK),
 }

@@ -1,6 +1,6 @@
 """What can happen at the destination: its shim's own steps, and its daemon's."""
 
-from optmigd.protocol.recovery import Fate, Outcome
+from optmigd.protocol.recovery import Fate
 from optmigd.protocol.states import Event, Phase
 from tests.model.rules import Rules
 from tests.model.shims import COMPLETED, FAILED, WAITING_OR_RUNNING, Shims
@@ -9,6 +9,7 @@ from tests.model.world import (
     ABORT_TO_DESTINATION,
     ABORT_TO_SOURCE,
     ANSWER,
+    ASK,
     ATTEMPT,
     CONNECTION_LOST,
     CONVERSE,
@@ -19,7 +20,6 @@ from tests.model.world import (
     DOWN,
     ENDED_CANCELLED,
     ENDED_FAILED,
-    FAIL,
     FINISH,
     FREED,
     GONE,
@@ -37,12 +37,13 @@ from tests.model.world import (
     RESUMED_AGAIN,
     RESUMED_FRAME,
     RIGHT_TOKEN,
-    SAID_FAILED,
+    SAID_NO_TOKEN,
     SOURCE_REFUSAL,
     SWITCHOVER,
     TOKEN,
     TOKEN_AGAIN,
     WAIT,
+    Entry,
     World,
     destination_entry,
 )
@@ -111,10 +112,13 @@ def daemon_moves(world: World, rules: Rules, shims: Shims) -> Moves:
         yield from _conversation(world, rules)
     elif doing == WAIT:
         yield from _wait(world, rules, shims)
-    elif doing == FAIL:
-        yield "destination daemon journals 'failed'", world._replace(d_row=FAILED, d_daemon=DESTROY)
     elif doing == DESTROY:
-        yield "destination daemon destroys the instance", _destroy(world)
+        yield "destination daemon destroys the instance", _destroy(world)._replace(d_daemon=ASK)
+    elif doing == ASK and world.s_daemon != DOWN:
+        state = rules.last_word(answer_outcome(world, rules).value)
+        if state is not None:
+            told = world._replace(d_row=state, d_daemon=DONE)
+            yield f"destination daemon asks, the source says {state!r}", told
     elif doing == FINISH:
         finished = world._replace(d_row=COMPLETED, d_daemon=DONE, d_link=False)
         yield "destination daemon journals 'completed'", finished
@@ -185,7 +189,7 @@ def _go_on(world: World, rules: Rules) -> World:
         ended=world.d_ended,
         agent_alive=world.d_place in (HERE, FREED),
     )
-    doing = FAIL
+    doing = DESTROY
     if world.d_row_resumed:
         doing = FINISH
     elif waits:
@@ -194,11 +198,11 @@ def _go_on(world: World, rules: Rules) -> World:
 
 
 def _wait(world: World, rules: Rules, shims: Shims) -> Moves:
-    failed = answer_outcome(world, rules) is Outcome.FAILED
-    if failed and world.s_daemon != DOWN and not world.wire & SAID_FAILED:
-        asked = world._replace(wire=world.wire | SAID_FAILED)
-        yield "destination daemon asks, the source says 'failed'", asked
-    if world.wire & SAID_FAILED and rules.stops_waiting(Outcome.FAILED.value):
+    answer = answer_outcome(world, rules).value
+    if rules.stops_waiting(answer) and world.s_daemon != DOWN and not world.wire & SAID_NO_TOKEN:
+        asked = world._replace(wire=world.wire | SAID_NO_TOKEN)
+        yield f"destination daemon asks, the source says {answer!r}", asked
+    if world.wire & SAID_NO_TOKEN:
         ended = _shim_gives_up(world, rules, shims)
         if ended is not None:
             yield "destination shim gives up at its daemon's word", ended
@@ -272,12 +276,10 @@ def _start(world: World, rules: Rules) -> World:
     alive = world.d_place in (HERE, FREED)
     entry = destination_entry(world) if world.d_row == "active" else None
     if world.d_instance == "none":
-        row = world.d_row if entry is None else rules.closing_state(entry)
-        return world._replace(d_daemon=DONE, d_row=row)
+        return _forget(world, rules, entry)
     fate = rules.fate_at_start(world.d_instance, entry, agent_alive=alive)
     if fate in (Fate.REMOVE, Fate.LEFTOVER):
-        row = world.d_row if entry is None else rules.closing_state(entry)
-        return _destroy(world._replace(d_row=row))
+        return _forget(_destroy(world), rules, entry)
     instance = "exited" if fate is Fate.LOST else world.d_instance
     doing = DONE
     if entry is not None:
@@ -291,3 +293,12 @@ def _start(world: World, rules: Rules) -> World:
         d_switchover=True,
         d_link=False,
     )
+
+
+def _forget(world: World, rules: Rules, entry: Entry | None) -> World:
+    """Close the row of a migration of which nothing is left, or ask how it ended."""
+    if entry is None:
+        return world._replace(d_daemon=DONE)
+    if rules.needs_last_word(entry):
+        return world._replace(d_daemon=ASK)
+    return world._replace(d_daemon=DONE, d_row=rules.closing_state(entry))
