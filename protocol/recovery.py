@@ -27,7 +27,7 @@ class MigrationEntry(Protocol):
 
     @property
     def state(self) -> str:
-        """`active`, or how it has ended: `completed`, `failed`, `cancelled`."""
+        """`active`, `unsettled`, or how it has ended: `completed`, `failed`, `cancelled`."""
 
     @property
     def token(self) -> bytes | None:
@@ -36,6 +36,13 @@ class MigrationEntry(Protocol):
     @property
     def resumed(self) -> bytes | None:
         """The confirmation that the enclave runs at the destination, once it is known."""
+
+
+UNSETTLED = "unsettled"
+"""State of a row at a destination: nothing came of it here, and the source is to say how it ended.
+
+Such a row belongs to no instance any more: an instance's number may be in use again.
+"""
 
 
 class Outcome(Enum):

@@ -35,7 +35,7 @@ from optmigd.protocol.errors import (
     to_wire,
 )
 from optmigd.protocol.link import Abort, Finished, Offer
-from optmigd.protocol.recovery import gives_way, stops_waiting
+from optmigd.protocol.recovery import UNSETTLED, gives_way, stops_waiting
 
 REPORT_TIMEOUT_S = 30.0
 """How long the agent may take from running the program to its report."""
@@ -267,7 +267,7 @@ class IncomingMigration:
             state = "cancelled" if isinstance(error, MigrationCancelled) else "failed"
             self.record.finish(state, to_wire(error))
             if self._row.number:
-                await self._save("active")  # the source has the last word
+                await self._save(UNSETTLED)
                 self._came_to_nothing = True
             self._log.warning(f"migration_{state}", code=error.code, error=error.message)
 

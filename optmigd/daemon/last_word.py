@@ -2,7 +2,7 @@
 
 The source decides whether a migration was cancelled or has failed, and this host may have seen
 neither: it lost the link, or its own shim failed just when an operator cancelled there. Even an
-`Abort` tells only what the source was about to journal. So the row here stays unfinished until the
+`Abort` tells only what the source was about to journal. So the row here stays unsettled until the
 source has been asked, for as long as the two hosts cannot talk, and is then closed with its word.
 Nothing waits for that: the instance is gone already, and the enclave may be offered again.
 
@@ -28,7 +28,7 @@ def close_with_last_word(host: Host, row: MigrationRow) -> None:
 
     Args:
         host: this host.
-        row: of an incoming migration of which nothing is left, journaled as unfinished.
+        row: of an incoming migration of which nothing is left, journaled as `UNSETTLED`.
     """
     waiting = host.unsettled.setdefault(row.peer_key, [])
     waiting.append(row)

@@ -77,7 +77,7 @@ async def test_a_cancel_in_a_round_is_learnt_when_both_can_talk_again(how: str) 
     async with sites_with_way_back() as (pair, back):
         migration_id = await cancel_unheard(pair, back, "active")
         await eventually(lambda: pair.b.instances == [], "b has destroyed what it had")
-        assert [state for _, state, _ in ends(pair.b)] == ["active"]
+        assert [state for _, state, _ in ends(pair.b)] == ["unsettled"]
         if how:
             await (pair.b.stop() if how == "stopped" else pair.b.stop_as_if_killed())
             await pair.b.start()
@@ -101,14 +101,19 @@ async def test_a_cancel_after_ready_is_learnt_by_the_instance_that_waits(how: st
         await ends_alike(pair)
 
 
-async def test_the_enclave_comes_again_before_the_last_word_is_known() -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_the_enclave_comes_again_before_the_last_word_is_known(restarted: bool) -> None:
+    """Its instance has the number of the one that was destroyed; a new daemon tells them apart."""
     async with sites_with_way_back() as (pair, back):
         await cancel_unheard(pair, back, "active")
         await eventually(lambda: pair.b.instances == [], "b has destroyed what it had")
         pair.wire.mend()
         (pair.directory / "go").touch()
         assert (await pair.a.client.migrate("e1", "b"))["state"] == "completed"
-        assert ends(pair.b)[0][:2] == ("destination", "active")
+        assert ends(pair.b)[0][:2] == ("destination", "unsettled")
+        if restarted:
+            await pair.b.stop_as_if_killed()
+            await pair.b.start()
         back.mend()
         await eventually(
             lambda: [state for _, state, _ in ends(pair.b)] == ["cancelled", "completed"],

@@ -1,6 +1,6 @@
 """What can happen at the destination: its shim's own steps, and its daemon's."""
 
-from optmigd.protocol.recovery import Fate
+from optmigd.protocol.recovery import UNSETTLED, Fate
 from optmigd.protocol.states import Event, Phase
 from tests.model.rules import Rules
 from tests.model.shims import COMPLETED, FAILED, WAITING_OR_RUNNING, Shims
@@ -20,6 +20,7 @@ from tests.model.world import (
     DOWN,
     ENDED_CANCELLED,
     ENDED_FAILED,
+    FAIL,
     FINISH,
     FREED,
     GONE,
@@ -112,6 +113,9 @@ def daemon_moves(world: World, rules: Rules, shims: Shims) -> Moves:
         yield from _conversation(world, rules)
     elif doing == WAIT:
         yield from _wait(world, rules, shims)
+    elif doing == FAIL:
+        noted = world._replace(d_row=UNSETTLED, d_daemon=DESTROY)
+        yield "destination daemon journals that nothing came of it", noted
     elif doing == DESTROY:
         yield "destination daemon destroys the instance", _destroy(world)._replace(d_daemon=ASK)
     elif doing == ASK and world.s_daemon != DOWN:
@@ -189,7 +193,7 @@ def _go_on(world: World, rules: Rules) -> World:
         ended=world.d_ended,
         agent_alive=world.d_place in (HERE, FREED),
     )
-    doing = DESTROY
+    doing = FAIL
     if world.d_row_resumed:
         doing = FINISH
     elif waits:
@@ -297,8 +301,7 @@ def _start(world: World, rules: Rules) -> World:
 
 def _forget(world: World, rules: Rules, entry: Entry | None) -> World:
     """Close the row of a migration of which nothing is left, or ask how it ended."""
-    if entry is None:
-        return world._replace(d_daemon=DONE)
-    if rules.needs_last_word(entry):
-        return world._replace(d_daemon=ASK)
-    return world._replace(d_daemon=DONE, d_row=rules.closing_state(entry))
+    row = world.d_row
+    if entry is not None:
+        row = UNSETTLED if rules.needs_last_word(entry) else rules.closing_state(entry)
+    return world._replace(d_daemon=ASK if row == UNSETTLED else DONE, d_row=row)

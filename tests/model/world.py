@@ -39,6 +39,7 @@ CLEAR = "ends the agent of the enclave that has left"
 # Destination.
 CONVERSE = "relays the arrival"
 WAIT = "waits for the token"
+FAIL = "journals that nothing came of the arrival"
 DESTROY = "destroys the instance"
 ASK = "asks the source how it ended"
 FINISH = "journals the arrival"
