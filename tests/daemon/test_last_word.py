@@ -105,7 +105,7 @@ async def test_a_cancel_after_ready_is_learnt_by_the_instance_that_waits(how: st
 async def test_the_enclave_comes_again_before_the_last_word_is_known(restarted: bool) -> None:
     """Its instance has the number of the one that was destroyed; a new daemon tells them apart."""
     async with sites_with_way_back() as (pair, back):
-        await cancel_unheard(pair, back, "active")
+        first = await cancel_unheard(pair, back, "active")
         await eventually(lambda: pair.b.instances == [], "b has destroyed what it had")
         pair.wire.mend()
         (pair.directory / "go").touch()
@@ -114,6 +114,7 @@ async def test_the_enclave_comes_again_before_the_last_word_is_known(restarted: 
         if restarted:
             await pair.b.stop_as_if_killed()
             await pair.b.start()
+        assert (await pair.b.client.recover(first))["here"] == "failed"
         back.mend()
         await eventually(
             lambda: [state for _, state, _ in ends(pair.b)] == ["cancelled", "completed"],
