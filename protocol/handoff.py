@@ -95,7 +95,7 @@ def check_token(
     """Make sure that a token gives *this* instance the right to execute *this* state.
 
     Args:
-        token: as opened by `SessionChannel.open_token`.
+        token: as opened by `HandoffSeals.open_token`.
         migration_id: of this migration.
         generation: the generation that this instance will have.
         instance: what this side sent in `Answer.instance`.

@@ -267,34 +267,6 @@ class SessionChannel:
         self._refuse_if_broken()
         return self.handoff_seals().seal_token(token)
 
-    def open_token(self, payload: bytes) -> ReleaseToken:
-        """Open a token, any number of times. Whether it fits is for `check_token` to say.
-
-        Raises:
-            LocalProtocolError: not established, or not the destination.
-            DecryptFailed: it was not sealed in this session.
-            RemoteProtocolError: it is no token.
-        """
-        return self.handoff_seals().open_token(payload)
-
-    def seal_resumed(self, report: ResumedReport) -> bytes:
-        """Seal the confirmation. Keep the bytes: repeating means sending the same again.
-
-        Raises:
-            LocalProtocolError: not established, not the destination, or one was made before.
-        """
-        return self.handoff_seals().seal_resumed(report)
-
-    def open_resumed(self, payload: bytes) -> ResumedReport:
-        """Open a confirmation, any number of times.
-
-        Raises:
-            LocalProtocolError: not established, or not the source.
-            DecryptFailed: it was not sealed in this session.
-            RemoteProtocolError: it is no confirmation.
-        """
-        return self.handoff_seals().open_resumed(payload)
-
     def _receive_handshake(self, payload: bytes) -> tuple[list[SessionEvent], list[bytes]]:
         content = self._handshake.read(payload)
         if self._role == "destination" and not self._greeted:

@@ -361,7 +361,7 @@ def test_nothing_is_sent_before_appraisal() -> None:
             lambda shim=shim: shim.channel.send(Refuse("x", "")),  # type: ignore[misc]
             shim.channel.export_keys,
             lambda shim=shim: shim.channel.seal_token(TOKEN),  # type: ignore[misc]
-            lambda shim=shim: shim.channel.open_token(bytes(100)),  # type: ignore[misc]
+            lambda shim=shim: shim.channel.handoff_seals().open_token(bytes(100)),  # type: ignore[misc]
         ]
         for call in calls:
             with pytest.raises(LocalProtocolError):
@@ -371,21 +371,25 @@ def test_nothing_is_sent_before_appraisal() -> None:
 def test_a_token_opens_any_number_of_times_and_is_made_once() -> None:
     source, destination = established()
     sealed = source.seal_token(TOKEN)
-    assert destination.open_token(sealed) == TOKEN
-    assert destination.open_token(sealed) == TOKEN
+    assert destination.handoff_seals().open_token(sealed) == TOKEN
+    assert destination.handoff_seals().open_token(sealed) == TOKEN
     with pytest.raises(LocalProtocolError, match="once"):
         source.seal_token(TOKEN)
     with pytest.raises(LocalProtocolError):
         destination.seal_token(TOKEN)
     with pytest.raises(LocalProtocolError):
-        source.open_token(sealed)
-    confirmed = destination.seal_resumed(REPORT)
-    assert source.open_resumed(confirmed) == source.open_resumed(confirmed) == REPORT
+        source.handoff_seals().open_token(sealed)
+    confirmed = destination.handoff_seals().seal_resumed(REPORT)
+    assert (
+        source.handoff_seals().open_resumed(confirmed)
+        == source.handoff_seals().open_resumed(confirmed)
+        == REPORT
+    )
     for wrong in (confirmed, sealed[:-1], sealed[:10], bytes(len(sealed)), bytes(60_001)):
         with pytest.raises(DecryptFailed):
-            destination.open_token(wrong)
+            destination.handoff_seals().open_token(wrong)
     with pytest.raises(DecryptFailed):
-        source.open_resumed(sealed)
+        source.handoff_seals().open_resumed(sealed)
 
 
 def test_a_token_of_another_session_does_not_open() -> None:
@@ -394,7 +398,7 @@ def test_a_token_of_another_session_does_not_open() -> None:
     shims = Shim("source", other), Shim("destination", other)
     shake(*shims)
     with pytest.raises(DecryptFailed):
-        shims[1].channel.open_token(source.seal_token(TOKEN))
+        shims[1].channel.handoff_seals().open_token(source.seal_token(TOKEN))
 
 
 def test_a_spoilt_channel_releases_nothing_but_still_completes_what_was_released() -> None:
@@ -403,8 +407,11 @@ def test_a_spoilt_channel_releases_nothing_but_still_completes_what_was_released
     for channel in (source, destination):
         with pytest.raises(DecryptFailed):
             channel.receive(b"garbage from a hostile daemon")
-    assert destination.open_token(sealed) == TOKEN
-    assert source.open_resumed(destination.seal_resumed(REPORT)) == REPORT
+    assert destination.handoff_seals().open_token(sealed) == TOKEN
+    assert (
+        source.handoff_seals().open_resumed(destination.handoff_seals().seal_resumed(REPORT))
+        == REPORT
+    )
     source, _ = established()
     with pytest.raises(DecryptFailed):
         source.receive(b"garbage from a hostile daemon")
@@ -415,7 +422,7 @@ def test_a_spoilt_channel_releases_nothing_but_still_completes_what_was_released
 def test_no_message_crosses_in_the_clear() -> None:
     source, destination = established()
     wire = b"".join(source.send(PROPOSAL)) + source.seal_token(TOKEN)
-    wire += b"".join(destination.send(ANSWER)) + destination.seal_resumed(REPORT)
+    wire += b"".join(destination.send(ANSWER)) + destination.handoff_seals().seal_resumed(REPORT)
     for secret in (b"avx512f", b"/etc/hosts", b"i" * 32, b"evidence"):
         assert secret not in wire
     assert source.export_keys().records_secret.hex() not in repr(source.export_keys())

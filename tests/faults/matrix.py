@@ -72,8 +72,9 @@ class Workplace:
             self._pairs += 1
             folder = self._folder / str(self._pairs)
             folder.mkdir(parents=True)
+            # An agent that was killed a moment ago may still be on its way out of its directory.
+            self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
             self._hosts = self._stack.enter_context(faulty_hosts(folder))
-            self._stack.callback(shutil.rmtree, folder)
         self._served += 1
         return self._hosts
 
@@ -230,7 +231,7 @@ def main() -> int:
     RESULTS.mkdir(exist_ok=True)
     resume = bool(os.environ.get("CRASH_MATRIX_RESUME"))
     results = Results(RESULTS / "crash-matrix.json", resume=resume)
-    with tempfile.TemporaryDirectory(prefix="optmigd-") as name:
+    with tempfile.TemporaryDirectory(prefix="optmigd-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         work = LedgerWork(build(PROGRAM, folder))
         boundaries = boundaries_of(folder / "b", work)

@@ -39,7 +39,7 @@ def folder() -> Iterator[Path]:
     """A folder with a short path, because UNIX sockets lie in it."""
     path = Path(tempfile.mkdtemp(prefix="optmigd-"))
     yield path
-    shutil.rmtree(path)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.mark.timeout(1500)

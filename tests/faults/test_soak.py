@@ -14,11 +14,17 @@ from tests.faults.cells import FAULTS, run_cell
 from tests.faults.evidence import LedgerWork, PlainWork, Work
 from tests.faults.gate import Boundary
 from tests.faults.matrix import Workplace, boundaries_of
-from tests.migration.test_moves import ARGUMENTS
 from tests.support.journeys import native_run
 
 pytestmark = pytest.mark.soak
 
+# Shorter than for moves without faults: one that ends meanwhile is judged by its answer as well.
+ARGUMENTS = {
+    "integers": ["100000000", "32"],
+    "pointers": ["300000"],
+    "floats": ["7000"],
+    "threads": ["4", "17000"],
+}
 TWO_FAULTS = 0.3
 """How often a second fault strikes."""
 LONGEST_GAP_S = 1.0
@@ -52,7 +58,7 @@ def test_random_faults(program: BuildProgram, tmp_path: Path) -> None:
                 workplace.discard()
     finally:
         workplace.discard()
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     assert broken == [], f"logs are in {tmp_path}"
 
 

@@ -139,7 +139,7 @@ def session_sealed(data: bytes) -> None:
     if kind == 1:
         side.receive(transport.encrypt(content))
     elif kind == 2:
-        side.open_resumed(content)
+        side.handoff_seals().open_resumed(content)
 
 
 @target(lambda: [b"\x01" + encode(Ready(bytes(32)))])

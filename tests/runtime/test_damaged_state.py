@@ -8,7 +8,7 @@ refuses by name or is prepared; it never dies of it, and touches no file outside
 
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ import trio
 from optmigd.enclave_shim import abi, image
 from optmigd.enclave_shim.abi import Command, Mode, OfdKind
 from optmigd.enclave_shim.arena import Arena
-from optmigd.enclave_shim.process import Process, Start
+from optmigd.enclave_shim.kept import KeeperClient
+from optmigd.enclave_shim.process import Process
+from optmigd.enclave_shim.starting import Start, start_process
 from optmigd.protocol.errors import RuntimeFailed
 from tests.conftest import BuildProgram
+from tests.support.keeper import keeper_in
 
 MEMORY_BYTES = 128 << 20
 RANDOM_DAMAGES = int(os.environ.get("DAMAGES", "150"))
@@ -53,6 +56,7 @@ class Frame:
 class Parked:
     """A program's whole memory, as it was when every thread was parked."""
 
+    keeper: KeeperClient
     image: image.Image
     pieces: list[tuple[int, bytes]]
     own: Path
@@ -72,6 +76,7 @@ class Parked:
 
 
 async def _with_process(
+    keeper: KeeperClient,
     arena: Arena,
     mode: Mode,
     loaded: image.Image,
@@ -80,19 +85,19 @@ async def _with_process(
 ) -> None:
     """Run `act` with a process that has booted; both process and memory are gone afterwards."""
     try:
-        process = Process(arena, loaded, mode, how)
+        process = start_process(keeper, arena, loaded, mode, how)
         async with trio.open_nursery() as nursery:
             await nursery.start(process.run)
             with trio.fail_after(20):
                 await process.booted()
                 await act(process)
-            nursery.cancel_scope.cancel()
+            process.kill()
     finally:
         arena.close()
 
 
 @pytest.fixture(scope="module")
-def parked(program: BuildProgram, tmp_path_factory: pytest.TempPathFactory) -> Parked:
+def parked(program: BuildProgram, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parked]:
     folder = tmp_path_factory.mktemp("damaged")
     own, shared = folder / "own", folder / "shared"
     own.mkdir()
@@ -120,8 +125,9 @@ def parked(program: BuildProgram, tmp_path_factory: pytest.TempPathFactory) -> P
             start, end = first * abi.PAGE_BYTES, (first + count) * abi.PAGE_BYTES
             pieces.append((start, bytes(arena.view[start:end])))
 
-    trio.run(_with_process, arena, Mode.LAUNCH, loaded, how, park)
-    return Parked(loaded, pieces, own, outside, shared / "file")
+    with keeper_in(folder) as keeper:
+        trio.run(_with_process, keeper, arena, Mode.LAUNCH, loaded, how, park)
+        yield Parked(keeper, loaded, pieces, own, outside, shared / "file")
 
 
 def _restored(parked: Parked, damage: Damage) -> str:
@@ -137,7 +143,9 @@ def _restored(parked: Parked, damage: Damage) -> str:
 
     arena = parked.arena()
     damage(arena.rt_state, Frame(arena))
-    trio.run(_with_process, arena, Mode.RESTORE, parked.image, parked.start(), prepare)
+    trio.run(
+        _with_process, parked.keeper, arena, Mode.RESTORE, parked.image, parked.start(), prepare
+    )
     assert parked.outside.read_bytes() == b"precious content"
     assert parked.shared.read_bytes() == b"shared content"
     assert (parked.own / "own.txt").read_bytes() == b"0123456789"
@@ -153,7 +161,15 @@ def test_what_was_not_damaged_runs_to_its_end(parked: Parked) -> None:
         await process.exited.wait()
         assert process.exit_status == 0
 
-    trio.run(_with_process, parked.arena(), Mode.RESTORE, parked.image, parked.start(), run)
+    trio.run(
+        _with_process,
+        parked.keeper,
+        parked.arena(),
+        Mode.RESTORE,
+        parked.image,
+        parked.start(),
+        run,
+    )
     (parked.own / "stop").unlink()
     assert (parked.own.parent / "output.log").read_bytes().endswith(b"ready\noffset 10\n")
 
