@@ -27,7 +27,7 @@ class MigrationEntry(Protocol):
 
     @property
     def state(self) -> str:
-        """`active`, or how it has ended: `completed`, `failed`, `cancelled`."""
+        """`active`, `unsettled`, or how it has ended: `completed`, `failed`, `cancelled`."""
 
     @property
     def token(self) -> bytes | None:
@@ -38,6 +38,13 @@ class MigrationEntry(Protocol):
         """The confirmation that the enclave runs at the destination, once it is known."""
 
 
+UNSETTLED = "unsettled"
+"""State of a row at a destination: nothing came of it here, and the source is to say how it ended.
+
+Such a row belongs to no instance any more: an instance's number may be in use again.
+"""
+
+
 class Outcome(Enum):
     """What a source tells a destination that asks what became of its migration."""
 
@@ -45,6 +52,7 @@ class Outcome(Enum):
     RELEASED = "released"
     COMPLETED = "completed"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 class Fate(Enum):
@@ -77,7 +85,10 @@ def fate_at_start(instance_state: str, row: MigrationEntry | None, *, agent_aliv
 
 
 def closing_state(row: MigrationEntry) -> str:
-    """Return how an interrupted migration has ended of which no instance is left."""
+    """Return how an interrupted migration has ended of which no instance is left.
+
+    Not for one that `needs_last_word`.
+    """
     return "completed" if row.resumed is not None else "failed"
 
 
@@ -103,7 +114,7 @@ def answer_outcome(row: MigrationEntry | None, asker: bytes) -> Outcome:
     if row.state == "completed":
         return Outcome.COMPLETED
     if row.state in ("failed", "cancelled"):
-        return Outcome.FAILED
+        return Outcome(row.state)
     return Outcome.RELEASED if must_deliver(row.token) else Outcome.PENDING
 
 
@@ -156,4 +167,26 @@ def stops_waiting(answer: str) -> bool:
 
     The shim has the last word: it is asked to cancel, and refuses once it has taken the token.
     """
-    return answer == Outcome.FAILED.value
+    return answer in (Outcome.FAILED.value, Outcome.CANCELLED.value)
+
+
+def last_word(answer: str) -> str | None:
+    """Return how a migration has ended of which nothing is left at the destination.
+
+    A source that has released delivers in vain: all that can end it there is that an operator gives
+    the delivery up, and then it has failed on both sides.
+
+    Args:
+        answer: the source's to `outcome`.
+
+    Returns:
+        `cancelled` or `failed`; None while the source has not decided: it is to be asked again.
+    """
+    if answer == Outcome.PENDING.value:
+        return None
+    return "cancelled" if answer == Outcome.CANCELLED.value else "failed"
+
+
+def needs_last_word(row: MigrationEntry) -> bool:
+    """Whether an interrupted migration of which no instance is left is the source's to name."""
+    return row.role == "destination" and row.resumed is None

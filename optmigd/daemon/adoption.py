@@ -8,23 +8,32 @@ from optmigd.config import Peer
 from optmigd.daemon.host import Host
 from optmigd.daemon.incoming import IncomingMigration
 from optmigd.daemon.journal import MigrationRow
+from optmigd.daemon.last_word import close_with_last_word
 from optmigd.daemon.outgoing import OutgoingMigration
 from optmigd.daemon.registry import Instance
 from optmigd.protocol.errors import OptmigError
-from optmigd.protocol.recovery import Fate, closing_state, fate_at_start
+from optmigd.protocol.recovery import (
+    UNSETTLED,
+    Fate,
+    closing_state,
+    fate_at_start,
+    needs_last_word,
+)
 
 
 async def adopt(host: Host) -> None:
     """Restore every instance, its agent and its interrupted migration from the journal."""
-    interrupted = {
-        (row.enclave, row.number): row for row in await host.journal.unfinished_migrations()
-    }
+    unfinished = await host.journal.unfinished_migrations()
+    interrupted = {(row.enclave, row.number): row for row in unfinished if row.state != UNSETTLED}
     instances = [host.registry.restore(row) for row in await host.journal.instances()]
     for instance in instances:
         row = interrupted.pop((instance.enclave, instance.row.number), None)
         await _adopt_one(host, instance, row)
     for row in interrupted.values():
         await _forget(host, row)
+    for row in unfinished:
+        if row.state == UNSETTLED:
+            close_with_last_word(host, row)
     await host.registry.remove_strays()
     used = [instance.row.facts["image_sha256"] for instance in host.registry.live()]
     host.images.remove_unused(used)
@@ -104,5 +113,5 @@ async def _ask_whether_exited(host: Host, instance: Instance) -> None:
 
 async def _forget(host: Host, row: MigrationRow) -> None:
     """Close the record of a migration of which nothing is left."""
-    row.state = closing_state(row)
+    row.state = UNSETTLED if needs_last_word(row) else closing_state(row)
     await host.journal.write_soon(host.nursery, lambda: host.journal.save_migration(row))

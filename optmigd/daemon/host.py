@@ -10,7 +10,7 @@ import trio
 from optmigd.config import HostIdentity, Peer, PeerBook, Settings, format_key
 from optmigd.daemon.events import EventHub
 from optmigd.daemon.images import ImageStore
-from optmigd.daemon.journal import Journal
+from optmigd.daemon.journal import Journal, MigrationRow
 from optmigd.daemon.link import Link, dial
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Registry
@@ -51,7 +51,10 @@ class Incoming(Protocol):
 
 @dataclass
 class Host:
-    """This host: its settings, its keys, its peers, its enclaves. `nursery` outlives requests."""
+    """This host: its settings, its keys, its peers, its enclaves. `nursery` outlives requests.
+
+    `unsettled` has, by the source's key, what came to nothing here and awaits its last word.
+    """
 
     settings: Settings
     identity: HostIdentity
@@ -64,6 +67,7 @@ class Host:
     nursery: trio.Nursery
     log: structlog.stdlib.BoundLogger
     incoming: dict[bytes, Incoming] = field(default_factory=dict)
+    unsettled: dict[bytes, list[MigrationRow]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -3,7 +3,9 @@
 Until the shim agent may have told the source that it is ready, a migration that breaks is simply
 destroyed here. After that the source may have let go of the enclave even if this host never hears
 of it. So an agent that was ready outlives its conversation: it waits for the token to be delivered
-again, and it goes only when the source says that the migration has failed there.
+again, and it goes only when the source says that the migration came to nothing there.
+
+Whatever came to nothing here is called what the source calls it: see `last_word`.
 """
 
 import structlog
@@ -15,6 +17,7 @@ from optmigd.daemon.asking import ask
 from optmigd.daemon.destination import Arrival
 from optmigd.daemon.host import Host, now_s
 from optmigd.daemon.journal import MigrationRow
+from optmigd.daemon.last_word import close_with_last_word
 from optmigd.daemon.link import Link
 from optmigd.daemon.nurseries import first_of, open_flat_nursery
 from optmigd.daemon.records import MigrationRecord
@@ -24,6 +27,7 @@ from optmigd.protocol.errors import (
     ChannelClosed,
     EnclaveError,
     HandoffUncertain,
+    MigrationCancelled,
     MigrationError,
     MigrationFailed,
     OptmigError,
@@ -31,7 +35,7 @@ from optmigd.protocol.errors import (
     to_wire,
 )
 from optmigd.protocol.link import Abort, Finished, Offer
-from optmigd.protocol.recovery import gives_way, stops_waiting
+from optmigd.protocol.recovery import UNSETTLED, gives_way, stops_waiting
 
 REPORT_TIMEOUT_S = 30.0
 """How long the agent may take from running the program to its report."""
@@ -63,6 +67,7 @@ class IncomingMigration:
         self._scope = trio.CancelScope()
         self._superseded: OptmigError | None = None
         self._waiting = False
+        self._came_to_nothing = False
         self.record = MigrationRecord(
             row.migration_id,
             row.enclave,
@@ -259,10 +264,12 @@ class IncomingMigration:
             said = None if self._arrival.aborted else self._arrival.failure()
             error = self._superseded or said or error or MigrationFailed("it came to nothing")
             self._arrival.duplicates.cut()
-            self.record.finish("failed", to_wire(error))
+            state = "cancelled" if isinstance(error, MigrationCancelled) else "failed"
+            self.record.finish(state, to_wire(error))
             if self._row.number:
-                await self._save("failed")
-            self._log.warning("migration_failed", code=error.code, error=error.message)
+                await self._save(UNSETTLED)
+                self._came_to_nothing = True
+            self._log.warning(f"migration_{state}", code=error.code, error=error.message)
 
     async def _wait_for_token(self) -> None:
         """Wait until the token was delivered and used, or the source says there will be none."""
@@ -281,7 +288,7 @@ class IncomingMigration:
             nursery.cancel_scope.cancel()
 
     async def _ask_until_failed(self) -> None:
-        """Return when the source has said that the migration failed there."""
+        """Return when the source has said that the migration came to nothing there."""
         delay_s = RESOLVE_FIRST_S
         params = {"migration_id": self._row.migration_id}
         while True:
@@ -343,6 +350,8 @@ class IncomingMigration:
             if instance is not None and not kept:
                 await self._host.registry.destroy(instance)
         self._host.incoming.pop(self._row.migration_id, None)
+        if self._came_to_nothing:
+            close_with_last_word(self._host, self._row)
         self._done.set()
         self._host.registry.announce_change()
 

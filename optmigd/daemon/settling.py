@@ -18,6 +18,7 @@ from optmigd.daemon.journal import MigrationRow
 from optmigd.daemon.outgoing import OutgoingMigration
 from optmigd.daemon.story import known_peer
 from optmigd.protocol.errors import MigrationError, OptmigError, RemoteProtocolError, Unconfirmed
+from optmigd.protocol.recovery import UNSETTLED
 
 ASK_TIMEOUT_S = 10.0
 
@@ -172,8 +173,8 @@ async def _case(host: Host, migration_id: bytes) -> _Case:
 def _destination_standing(row: MigrationRow, incoming: Incoming | None) -> str:
     if row.resumed is not None or (incoming is not None and incoming.owned):
         return "resumed"
-    if incoming is None:
-        return row.state
+    if incoming is None:  # while the source has the last word, this much is certain
+        return "failed" if row.state == UNSETTLED else row.state
     return "awaiting-token" if incoming.awaits_token else "arriving"
 
 

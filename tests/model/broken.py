@@ -19,6 +19,9 @@ CRASH_AND_DECISION = Budget(
 CRASH_AND_LOSS = Budget(
     together=2, daemon_crashes=1, shim_crashes=0, cuts=0, troubles=0, operator=0, old_tokens=0
 )
+CRASH_LOSS_AND_DECISION = Budget(
+    together=3, daemon_crashes=1, shim_crashes=0, cuts=0, troubles=0, old_tokens=0
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ def _remove_arrivals(state: str, row: MigrationEntry | None, *, agent_alive: boo
 def _pending_is_failed(row: MigrationEntry | None, asker: bytes) -> Outcome:
     answer = Rules().answer_outcome(row, asker)
     return Outcome.FAILED if answer is Outcome.PENDING else answer
+
+
+def _own_word(answer: str) -> str:
+    return "failed"
 
 
 def _never(*_: object, **__: object) -> bool:
@@ -157,11 +164,19 @@ BROKEN: dict[str, Callable[[], Broken]] = {
         Rules(must_deliver=_never), "the source that it did not happen", CRASH_AND_LOSS
     ),
     "'pending' is answered as 'failed'": lambda: Broken(
-        Rules(answer_outcome=_pending_is_failed), STUCK
+        Rules(answer_outcome=_pending_is_failed), STUCK, Budget(together=1, operator=0)
     ),
     "a destination that said READY is destroyed when the link is lost": lambda: Broken(
         Rules(may_be_released=_only_given_tokens), _DESTROYED
     ),
     "a confirmation is not kept": lambda: Broken(Rules(stored_confirmation=_nothing_stored), STUCK),
+    "a destination that came to nothing calls it 'failed' by itself": lambda: Broken(
+        Rules(last_word=_own_word), "one side says 'failed', the other 'cancelled'"
+    ),
+    "a starting daemon calls what is left 'failed' by itself": lambda: Broken(
+        Rules(needs_last_word=_never),
+        "one side says 'failed', the other 'cancelled'",
+        CRASH_LOSS_AND_DECISION,
+    ),
     "no answer ends the wait for a token": lambda: Broken(Rules(stops_waiting=_never), STUCK),
 }

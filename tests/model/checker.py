@@ -210,6 +210,8 @@ def wrong_at_once(world: World) -> str:
         return "the source says 'completed', the destination 'failed'"
     if world.d_row == COMPLETED and world.s_row in NOT_HAPPENED and not world.excused:
         return "the destination says 'completed', the source that it did not happen"
+    if world.s_row in NOT_HAPPENED and world.d_row in NOT_HAPPENED and world.s_row != world.d_row:
+        return "one side says 'failed', the other 'cancelled'"
     ended = world.s_phase in NOT_HAPPENED and world.s_place == HERE
     if ended and not world.s_runs:
         return "a migration that came to nothing left the program parked"
@@ -240,7 +242,7 @@ def settled_well(world: World) -> bool:
         )
     return (
         world.s_row in NOT_HAPPENED
-        and world.d_row == FAILED
+        and world.d_row == world.s_row
         and world.s_instance == "running"
         and world.d_instance == "none"
         and world.s_phase != Phase.RELEASED.value

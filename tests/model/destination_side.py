@@ -1,6 +1,6 @@
 """What can happen at the destination: its shim's own steps, and its daemon's."""
 
-from optmigd.protocol.recovery import Fate, Outcome
+from optmigd.protocol.recovery import UNSETTLED, Fate
 from optmigd.protocol.states import Event, Phase
 from tests.model.rules import Rules
 from tests.model.shims import COMPLETED, FAILED, WAITING_OR_RUNNING, Shims
@@ -9,6 +9,7 @@ from tests.model.world import (
     ABORT_TO_DESTINATION,
     ABORT_TO_SOURCE,
     ANSWER,
+    ASK,
     ATTEMPT,
     CONNECTION_LOST,
     CONVERSE,
@@ -37,12 +38,13 @@ from tests.model.world import (
     RESUMED_AGAIN,
     RESUMED_FRAME,
     RIGHT_TOKEN,
-    SAID_FAILED,
+    SAID_NO_TOKEN,
     SOURCE_REFUSAL,
     SWITCHOVER,
     TOKEN,
     TOKEN_AGAIN,
     WAIT,
+    Entry,
     World,
     destination_entry,
 )
@@ -112,9 +114,15 @@ def daemon_moves(world: World, rules: Rules, shims: Shims) -> Moves:
     elif doing == WAIT:
         yield from _wait(world, rules, shims)
     elif doing == FAIL:
-        yield "destination daemon journals 'failed'", world._replace(d_row=FAILED, d_daemon=DESTROY)
+        noted = world._replace(d_row=UNSETTLED, d_daemon=DESTROY)
+        yield "destination daemon journals that nothing came of it", noted
     elif doing == DESTROY:
-        yield "destination daemon destroys the instance", _destroy(world)
+        yield "destination daemon destroys the instance", _destroy(world)._replace(d_daemon=ASK)
+    elif doing == ASK and world.s_daemon != DOWN:
+        state = rules.last_word(answer_outcome(world, rules).value)
+        if state is not None:
+            told = world._replace(d_row=state, d_daemon=DONE)
+            yield f"destination daemon asks, the source says {state!r}", told
     elif doing == FINISH:
         finished = world._replace(d_row=COMPLETED, d_daemon=DONE, d_link=False)
         yield "destination daemon journals 'completed'", finished
@@ -194,11 +202,11 @@ def _go_on(world: World, rules: Rules) -> World:
 
 
 def _wait(world: World, rules: Rules, shims: Shims) -> Moves:
-    failed = answer_outcome(world, rules) is Outcome.FAILED
-    if failed and world.s_daemon != DOWN and not world.wire & SAID_FAILED:
-        asked = world._replace(wire=world.wire | SAID_FAILED)
-        yield "destination daemon asks, the source says 'failed'", asked
-    if world.wire & SAID_FAILED and rules.stops_waiting(Outcome.FAILED.value):
+    answer = answer_outcome(world, rules).value
+    if rules.stops_waiting(answer) and world.s_daemon != DOWN and not world.wire & SAID_NO_TOKEN:
+        asked = world._replace(wire=world.wire | SAID_NO_TOKEN)
+        yield f"destination daemon asks, the source says {answer!r}", asked
+    if world.wire & SAID_NO_TOKEN:
         ended = _shim_gives_up(world, rules, shims)
         if ended is not None:
             yield "destination shim gives up at its daemon's word", ended
@@ -272,12 +280,10 @@ def _start(world: World, rules: Rules) -> World:
     alive = world.d_place in (HERE, FREED)
     entry = destination_entry(world) if world.d_row == "active" else None
     if world.d_instance == "none":
-        row = world.d_row if entry is None else rules.closing_state(entry)
-        return world._replace(d_daemon=DONE, d_row=row)
+        return _forget(world, rules, entry)
     fate = rules.fate_at_start(world.d_instance, entry, agent_alive=alive)
     if fate in (Fate.REMOVE, Fate.LEFTOVER):
-        row = world.d_row if entry is None else rules.closing_state(entry)
-        return _destroy(world._replace(d_row=row))
+        return _forget(_destroy(world), rules, entry)
     instance = "exited" if fate is Fate.LOST else world.d_instance
     doing = DONE
     if entry is not None:
@@ -291,3 +297,11 @@ def _start(world: World, rules: Rules) -> World:
         d_switchover=True,
         d_link=False,
     )
+
+
+def _forget(world: World, rules: Rules, entry: Entry | None) -> World:
+    """Close the row of a migration of which nothing is left, or ask how it ended."""
+    row = world.d_row
+    if entry is not None:
+        row = UNSETTLED if rules.needs_last_word(entry) else rules.closing_state(entry)
+    return world._replace(d_daemon=ASK if row == UNSETTLED else DONE, d_row=row)

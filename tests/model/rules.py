@@ -37,6 +37,8 @@ class Rules:
     gives_way: Callable[..., bool] = recovery.gives_way
     takes_token: Callable[..., bool] = recovery.takes_token
     stops_waiting: Callable[..., bool] = recovery.stops_waiting
+    last_word: Callable[..., str | None] = recovery.last_word
+    needs_last_word: Callable[..., bool] = recovery.needs_last_word
     token_journaled_first: bool = True
     departure_in_one_step: bool = True
     arrival_in_one_step: bool = True

@@ -14,6 +14,7 @@ from tests.model.world import (
     ABORT_TO_DESTINATION,
     ABORT_TO_SOURCE,
     ANSWER,
+    ASK,
     ATTEMPT,
     AWAIT_END,
     AWAIT_TOKEN,
@@ -144,7 +145,8 @@ def daemon_moves(world: World, rules: Rules, shims: Shims) -> Moves:
 
 def _can_offer_again(world: World) -> bool:
     ended = world.s_row in (FAILED, CANCELLED)
-    return ended and world.s_runs and not world.wire & OFFER_AGAIN and world.d_daemon != DONE
+    open_there = world.d_daemon not in (ASK, DONE)
+    return ended and world.s_runs and not world.wire & OFFER_AGAIN and open_there
 
 
 def _frames(world: World, rules: Rules) -> Moves:

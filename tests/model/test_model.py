@@ -46,7 +46,7 @@ def test_with_one_fault_both_sides_end_alike() -> None:
     assert explored(1).ends() == {
         ("completed", "completed"),
         ("failed", "failed"),
-        ("cancelled", "failed"),
+        ("cancelled", "cancelled"),
     }
 
 

@@ -39,8 +39,9 @@ CLEAR = "ends the agent of the enclave that has left"
 # Destination.
 CONVERSE = "relays the arrival"
 WAIT = "waits for the token"
-FAIL = "journals the failure of the arrival"
+FAIL = "journals that nothing came of the arrival"
 DESTROY = "destroys the instance"
+ASK = "asks the source how it ended"
 FINISH = "journals the arrival"
 
 # Frames from an agent to its daemon.
@@ -58,7 +59,7 @@ CONNECTION_LOST = "connection lost"
 # or never, as long as its receiver still listens to the conversation it belongs to.
 PROPOSAL, ANSWER, MANIFEST, READY, SOURCE_REFUSAL, DESTINATION_REFUSAL = (1 << n for n in range(6))
 ABORT_TO_DESTINATION, ABORT_TO_SOURCE, TOKEN, RESUMED = (1 << n for n in range(6, 10))
-TOKEN_AGAIN, RESUMED_AGAIN, SAID_FAILED, OFFER_AGAIN = (1 << n for n in range(10, 14))
+TOKEN_AGAIN, RESUMED_AGAIN, SAID_NO_TOKEN, OFFER_AGAIN = (1 << n for n in range(10, 14))
 
 RIGHT_TOKEN = "token"  # noqa: S105
 OLD_TOKEN = "token of an earlier migration"  # noqa: S105

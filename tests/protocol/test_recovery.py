@@ -14,6 +14,9 @@ from optmigd.protocol.recovery import (
     answer_outcome,
     closing_state,
     fate_at_start,
+    last_word,
+    needs_last_word,
+    stops_waiting,
     stored_confirmation,
 )
 
@@ -53,7 +56,7 @@ def test_only_a_source_that_has_ended_says_so(row: Row) -> None:
     expected = {
         "completed": Outcome.COMPLETED,
         "failed": Outcome.FAILED,
-        "cancelled": Outcome.FAILED,
+        "cancelled": Outcome.CANCELLED,
         "active": Outcome.PENDING if row.token is None else Outcome.RELEASED,
     }
     assert answer_outcome(row, PEER) is expected[row.state]
@@ -65,6 +68,22 @@ def test_a_destination_answers_with_what_it_has(row: Row) -> None:
     assert stored_confirmation(row, PEER) == row.resumed
     assert answer_outcome(row, PEER) is Outcome.FAILED
     assert closing_state(row) == ("failed" if row.resumed is None else "completed")
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_source_names_every_end_of_which_the_destination_has_nothing(row: Row) -> None:
+    assert needs_last_word(row) == (row.role == "destination" and row.resumed is None)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.role == "source"])
+def test_the_last_word_is_the_sources_journal(row: Row) -> None:
+    """Only one that was released, and can arrive no more, is named before the source has ended."""
+    answer = answer_outcome(row, PEER)
+    assert stops_waiting(answer.value) == (row.state in ("failed", "cancelled"))
+    if row.state in ("failed", "cancelled"):
+        assert last_word(answer.value) == row.state
+    elif row.state == "active":
+        assert last_word(answer.value) == (None if row.token is None else "failed")
 
 
 def test_what_is_unknown_has_failed() -> None:
