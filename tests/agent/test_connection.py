@@ -1,5 +1,6 @@
 """The agent's end of Contract 1 outlives every connection, however it breaks."""
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -59,10 +60,13 @@ class Door:
 async def door(tmp_path: Path) -> AsyncIterator[Door]:
     """A listening server until the end of the block."""
     handler, path = Silent(), tmp_path / "agent.sock"
-    with structlog.testing.capture_logs():
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(path))
+    listening.listen()
+    with structlog.testing.capture_logs(), listening:
         server = Server(handler, structlog.get_logger())
         async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve, str(path), nursery)
+            await nursery.start(server.serve, listening, nursery)
             yield Door(server, handler, path)
             nursery.cancel_scope.cancel()
 
