@@ -232,10 +232,11 @@ class Agent:
 
     async def _tell_exit(self, enclave: Enclave) -> None:
         """Report the program's end, unless it ended because it moved or never ran here."""
-        await enclave.process.exited.wait()
-        if enclave is not self._here() or enclave.process.released:
+        process = enclave.process
+        await process.exited.wait()
+        if enclave is not self._here() or process.released or not process.ran:
             return
-        self._exit_status = enclave.process.exit_status
+        self._exit_status = process.exit_status
         self._log.info("program_exited", exit_status=self._exit_status)
         with suppress(ChannelClosed):  # the next daemon is told when it connects
             await self._server.send("exited", {"exit_status": self._exit_status})

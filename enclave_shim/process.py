@@ -78,6 +78,11 @@ class Process:
         return bool(self.ctl["released"])
 
     @property
+    def ran(self) -> bool:
+        """Whether this process has executed any of the program."""
+        return bool(self.ctl["running_ns"])
+
+    @property
     def exit_status(self) -> int | None:
         """The program's exit status, 128 + signal if one killed it, None while it lives."""
         return self._exit_status
@@ -242,7 +247,7 @@ class Process:
     def start_asked(self) -> bool:
         """Whether a waiting instance was told to run, by this agent or an earlier one."""
         pending = self.ctl["command_seq"] != self.ctl["command_done"]
-        return self.ctl["running_ns"] != 0 or (pending and self.ctl["command"] == Command.RUN)
+        return self.ran or (pending and self.ctl["command"] == Command.RUN)
 
     async def started(self) -> None:
         """Wait until an instance that was told to run does so; it may have ended since.
@@ -252,7 +257,7 @@ class Process:
 
         """
         await self._until(RtState.RUNNING, RtState.PARKED, RtState.EXITED)
-        if not self.ctl["running_ns"]:
+        if not self.ran:
             raise self._failure()
 
     def kill(self) -> None:

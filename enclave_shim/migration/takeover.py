@@ -227,7 +227,7 @@ class Takeover:
             try:
                 await (process.started() if told else process.command(Command.RUN))
             except RuntimeFailed:
-                if not process.exited.is_set() or process.ctl["running_ns"]:
+                if not process.exited.is_set() or process.ran:
                     raise
             else:
                 return
