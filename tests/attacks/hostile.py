@@ -190,6 +190,11 @@ class Handle(AgentHandle):
             params = {**params, "migration_id": its}
         await super().send({**message, "params": params}, fd)
 
+    async def forget_the_last_migration(self) -> None:
+        """Drop what an agent repeats to every daemon that connects; the end of a program stays."""
+        await self.request("status")  # answered after that
+        self.events = [item for item in self.events if item["event"] not in ("resumed", "ended")]
+
     def heard(self, event: str, params: Message) -> None:
         """Translate back; called for every event before anybody sees it."""
         for ours, its in self.known_as.items():
@@ -265,6 +270,7 @@ class Victim:
                 async with trio.open_nursery() as nursery:
                     for handle in handles:
                         await handle.connect(nursery)
+                        await handle.forget_the_last_migration()
                     yield handles
                     nursery.cancel_scope.cancel()
             finally:
@@ -277,8 +283,7 @@ class Victim:
         status = await destination.request("status")
         assert (status["state"], status["resident_bytes"]) == ("booting", 0)
         agent = next(a for a in self._agents if a.directory == destination.directory)
-        assert agent.process is not None
-        assert children(agent.process.pid) == []
+        assert programs(agent) == []
         agent.kill()
 
     async def fails(self, move: HostileMove, *codes: str) -> None:
@@ -295,9 +300,7 @@ class Victim:
 
     def signal_program(self, agent: AgentHandle) -> None:
         """Send every signal that asks a process to go on to the program of an agent."""
-        process = next(a for a in self._agents if a.directory == agent.directory).process
-        assert process is not None
-        for pid in children(process.pid):
+        for pid in programs(next(a for a in self._agents if a.directory == agent.directory)):
             for number in (signal.SIGCONT, QUIESCE_SIGNAL, signal.SIGUSR1):
                 os.kill(pid, number)
 
@@ -321,16 +324,17 @@ class Victim:
             assert (await handle.wait_event("exited"))["exit_status"] == 0
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started and that live."""
+def programs(agent: AgentHandle) -> list[int]:
+    """The living children of an agent's keeper, but for the agent itself."""
+    assert agent.process is not None
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with suppress(FileNotFoundError, ProcessLookupError):
                 fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-                if int(fields[1]) == pid and fields[0] != "Z":
+                if int(fields[1]) == agent.process.pid and fields[0] != "Z":
                     found.append(int(entry))
-    return found
+    return [pid for pid in found if pid != agent.worker_pid]
 
 
 def flipped(content: bytes, at: int) -> bytes:
