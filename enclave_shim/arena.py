@@ -146,7 +146,10 @@ class Arena:
         return 0 if self.closed else os.fstat(self.fd).st_blocks * 512
 
     def resident_runs(self, first: int = 0, end: int | None = None) -> Runs:
-        """The allocated pages of [first, end), in page numbers; about 20 ns per page."""
+        """The allocated pages of [first, end), in page numbers; about 20 ns per page.
+
+        The program may run, and give pages back meanwhile.
+        """
         stop = self.size_bytes if end is None else end * abi.PAGE_BYTES
         firsts: list[int] = []
         counts: list[int] = []
@@ -161,6 +164,8 @@ class Arena:
             if start >= stop:
                 break
             at = min(os.lseek(self.fd, start, os.SEEK_HOLE), stop)
+            if at == start:  # it has become a hole between the two calls
+                continue
             firsts.append(start // abi.PAGE_BYTES)
             counts.append((at - start) // abi.PAGE_BYTES)
         return as_runs(np.array(firsts, dtype=np.int64), np.array(counts, dtype=np.int64))

@@ -1,5 +1,6 @@
 """Page runs and the arena: what is listed, found, cleared and compared is what is there."""
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optmigd.enclave_shim import abi, linux
 from optmigd.enclave_shim.arena import (
     Arena,
     Control,
@@ -71,6 +73,22 @@ def test_only_touched_pages_are_resident(arena: Arena) -> None:
     assert arena.resident_runs().tolist() == [(3000, 1), (3100, 5)]
     assert arena.resident_runs(3001, 3103).tolist() == [(3100, 3)]
     assert arena.resident_bytes() == 6 * 4096
+
+
+def test_a_page_that_is_given_back_meanwhile_makes_no_empty_run(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for page in (3, 5, 9):
+        arena.pages[page] = 1
+    lseek = os.lseek
+
+    def give_back_first(fd: int, at: int, whence: int) -> int:
+        if whence == os.SEEK_HOLE and at == 5 * abi.PAGE_BYTES:
+            linux.punch_hole(fd, at, abi.PAGE_BYTES)
+        return lseek(fd, at, whence)
+
+    monkeypatch.setattr(os, "lseek", give_back_first)
+    assert arena.resident_runs().tolist() == [(3, 1), (9, 1)]
 
 
 def test_residency_is_split_without_allocating(arena: Arena) -> None:
