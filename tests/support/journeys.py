@@ -9,6 +9,7 @@ from typing import Any
 
 from optmigd.bench.hosts import Host
 from optmigd.bench.programs import Program
+from optmigd.protocol.errors import OptmigError
 
 
 def answer_line(output: bytes) -> str:
@@ -49,6 +50,20 @@ class Journey:
         moved = self.here.client.migrate(self.enclave, self.there.name, **options)
         self.moves.append(dict(moved))
         self.here, self.there = self.there, self.here
+
+    def travel(self, moves: int, longest_wait_s: float = 0.3, **options: Any) -> int:
+        """Move it that often, or until its program has ended; return how often it was moved.
+
+        How far a program comes meanwhile depends on the machine, its answer does not.
+        """
+        for made in range(moves):
+            try:
+                self.move(longest_wait_s, **options)
+            except OptmigError:
+                if self.here.client.status(self.enclave)["state"] != "exited":
+                    raise
+                return made
+        return moves
 
     def finish(self) -> tuple[int, str]:
         """Wait for the program's end; return its exit status and its answer."""
