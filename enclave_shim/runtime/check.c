@@ -28,6 +28,8 @@
 #define MAGIC2 0x46505845u
 #define DEFAULT_MXCSR_MASK 0xffbfu
 
+extern char __start_optmig_text[], __stop_optmig_text[];
+
 static u32 word(u64 at) {
   return *(const u32 *)at;
 }
@@ -93,22 +95,31 @@ static int fp_ok(u64 fp, u64 low, u64 end, u64 features, u32 mask) {
          !long_word(fp + FP_XCOMP_BV) && !long_word(fp + FP_XCOMP_BV + 8);
 }
 
-static int thread_ok(const struct rt_thread *t, u32 i, u64 features, u32 mask) {
+/* There the mask is the runtime's own: it blocks signals while it answers a call. */
+static int in_runtime(u64 rip) {
+  return rip >= (u64)__start_optmig_text && rip < (u64)__stop_optmig_text;
+}
+
+/* What is wrong with a parked thread, or 0. */
+static const char *damage_of(const struct rt_thread *t, u32 i, u64 features, u32 mask) {
   u64 low = ALT_STACKS_BASE + i * ALT_STACK_BYTES, end = low + ALT_STACK_BYTES;
   if (!t->parked || t->stack_low != low || t->stack_bytes != ALT_STACK_BYTES)
-    return 0;
+    return "the frame of a parked thread is damaged: its stack";
   if (t->frame < low + PAGE_BYTES || t->frame > end - sizeof(struct rt_ucontext) || t->frame & 7)
-    return 0;
+    return "the frame of a parked thread is damaged: its place";
   const struct rt_ucontext *uc = (const struct rt_ucontext *)t->frame;
   if (uc->stack.sp != low || uc->stack.size != ALT_STACK_BYTES)
-    return 0; /* the kernel would take the next signal to another stack */
+    return "the frame of a parked thread is damaged: the stack of the next signal";
   if (uc->cs != USER_CS || uc->ss != USER_SS || uc->rip >= TASK_END || uc->rsp >= TASK_END ||
       t->fs_base >= TASK_END)
-    return 0;
-  if (t->vtid <= 0 || t->vtid >= RT->next_vtid || t->pending & RUNTIME_SIGNALS ||
-      uc->sigmask & RUNTIME_SIGNALS)
-    return 0;
-  return fp_ok(uc->fpstate, low, end, features, mask);
+    return "the frame of a parked thread is damaged: its registers";
+  if (t->vtid <= 0 || t->vtid >= RT->next_vtid)
+    return "the frame of a parked thread is damaged: its number";
+  if (t->pending & RUNTIME_SIGNALS || (!in_runtime(uc->rip) && uc->sigmask & RUNTIME_SIGNALS))
+    return "the frame of a parked thread is damaged: its signals";
+  return fp_ok(uc->fpstate, low, end, features, mask)
+             ? 0
+             : "the frame of a parked thread is damaged: its floating-point state";
 }
 
 static void check_threads(void) {
@@ -119,8 +130,9 @@ static void check_threads(void) {
     if (!t->used)
       continue;
     threads++;
-    if (!thread_ok(t, i, features, mask))
-      rt_fail(E_INVAL, "the frame of a parked thread is damaged");
+    const char *damage = damage_of(t, i, features, mask);
+    if (damage)
+      rt_fail(E_INVAL, damage);
   }
   if (threads == 0 || threads != RT->thread_count || RT->lock)
     rt_fail(E_INVAL, "the table of threads is damaged");

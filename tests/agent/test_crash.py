@@ -23,6 +23,8 @@ from optmigd.bench.programs import Program
 from tests.support.agents import AgentHandle, Move, agents, launch_params
 
 UPDATES = "60000000"
+MANY_UPDATES = "150000000"
+"""For a program that is moved twice and loses agents on the way."""
 ENDLESS = ["10000000000"]
 EXIT_STATUS = 7
 MEMORY_BYTES = 256 << 20
@@ -37,6 +39,14 @@ def integers(program: Callable[[str], Program]) -> Program:
 def answer(integers: Program) -> bytes:
     """What an uninterrupted native run prints."""
     run = subprocess.run([integers.native, UPDATES], check=False, capture_output=True)
+    assert run.returncode == EXIT_STATUS
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def late_answer(integers: Program) -> bytes:
+    """What an uninterrupted native run prints after many updates."""
+    run = subprocess.run([integers.native, MANY_UPDATES], check=False, capture_output=True)
     assert run.returncode == EXIT_STATUS
     return run.stdout
 
@@ -258,9 +268,12 @@ async def test_a_destination_that_had_not_said_ready_waits_and_can_be_told_to_gi
 
 
 async def test_a_destination_that_was_ready_waits_for_the_token(
-    tmp_path: Path, integers: Program, answer: bytes
+    tmp_path: Path, integers: Program, late_answer: bytes
 ) -> None:
-    async with running(tmp_path, integers, 3, destination="ready said") as (hosts, nursery):
+    async with running(tmp_path, integers, 3, args=[MANY_UPDATES], destination="ready said") as (
+        hosts,
+        nursery,
+    ):
         move = Move(hosts[:2], integers.image, MEMORY_BYTES, deliver_token=False)
         await move.begin(nursery)
         await move.add_streams()
@@ -285,7 +298,7 @@ async def test_a_destination_that_was_ready_waits_for_the_token(
         assert await status_of(hosts[1], "generation") == 2
         second = Move(hosts[1:], integers.image, MEMORY_BYTES, generation=2)
         assert (await second.run())[0]["outcome"] == "completed"
-        await ends_rightly(hosts[2], answer)
+        await ends_rightly(hosts[2], late_answer)
 
 
 def children_of(agent: AgentHandle) -> set[int]:
@@ -306,9 +319,9 @@ async def kill_waiting_process(agent: AgentHandle, killed: set[int]) -> None:
 
 @pytest.mark.parametrize("agent_crashes", [False, True])
 async def test_a_waiting_process_that_is_killed_is_replaced(
-    tmp_path: Path, integers: Program, answer: bytes, agent_crashes: bool
+    tmp_path: Path, integers: Program, late_answer: bytes, agent_crashes: bool
 ) -> None:
-    async with running(tmp_path, integers, 3) as (hosts, nursery):
+    async with running(tmp_path, integers, 3, args=[MANY_UPDATES]) as (hosts, nursery):
         move = Move(hosts[:2], integers.image, MEMORY_BYTES, deliver_token=False)
         await move.begin(nursery)
         await move.add_streams()
@@ -327,7 +340,7 @@ async def test_a_waiting_process_that_is_killed_is_replaced(
         assert hosts[1].log().count("waiting_process_replaced") == 2
         second = Move(hosts[1:], integers.image, MEMORY_BYTES, generation=2)
         assert (await second.run())[0]["outcome"] == "completed"
-        await ends_rightly(hosts[2], answer)
+        await ends_rightly(hosts[2], late_answer)
 
 
 async def test_a_waiting_process_that_never_lives_long_is_given_up(

@@ -260,7 +260,6 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "alternate-stack-size": (_set_word(4, U64), FRAME),
     "rip": (_set_word(Frame.RIP, 1 << 63), FRAME),
     "selectors": (_set_word(Frame.SELECTORS, U64), FRAME),
-    "signal-mask": (_set_word(Frame.SIGMASK, U64), FRAME),
     "fp-elsewhere": (_set_word(Frame.FPSTATE, 0x1000), FRAME),
     "fp-uneven": (_set_word(Frame.FPSTATE, STACK + (200 << 10) + 1), FRAME),
     "mxcsr": (_set_fp(24, 0xFFFFFFFF), FRAME),
