@@ -93,6 +93,7 @@ class Agent:
             "export": self._export,
             "add_stream": self._add_stream,
             "cancel": self._cancel,
+            "set": self._set,
             "status": self._status,
             "sample_dirty": self._sample_dirty,
             "stop": self._stop,
@@ -397,6 +398,14 @@ class Agent:
         migration.cancel()
         await migration.announcer.repeat_end()  # where it had ended before
         return {}
+
+    async def _set(self, params: Params, fd: int) -> Params:
+        wanted = requests.read_params(params, requests.Change)
+        return self._find(wanted.migration_id).change_orders(
+            downtime_limit_ms=wanted.downtime_limit_ms,
+            max_bandwidth=wanted.max_bandwidth,
+            on_stall=wanted.on_stall,
+        )
 
     # ---- questions and the end ----
 

@@ -68,6 +68,15 @@ class Export(msgspec.Struct, forbid_unknown_fields=True):
     switchover_stall_s: Annotated[float, Meta(gt=0, le=3600)] = DEFAULT_SWITCHOVER_STALL_S
 
 
+class Change(msgspec.Struct, forbid_unknown_fields=True):
+    """What of a migration's orders changes while it is under way; what is absent stays."""
+
+    migration_id: Id16
+    downtime_limit_ms: Annotated[float, Meta(ge=0)] | None = None
+    max_bandwidth: Annotated[int, Meta(ge=0)] | None = None
+    on_stall: OnStall | None = None
+
+
 class AddStream(msgspec.Struct, forbid_unknown_fields=True):
     """A data stream; its descriptor comes with the frame."""
 

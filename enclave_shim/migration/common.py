@@ -1,6 +1,7 @@
 """What both roles of a migration share: who moves, on whose behalf, and how to tell of it."""
 
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ from optmigd.protocol.errors import LocalProtocolError
 Params = dict[str, Any]
 Emit = Callable[[str, Params], Awaitable[None]]
 """Sends an event of this migration to the daemon; raises `ChannelClosed` if there is none."""
+
+# Source: include/uapi/asm-generic/socket.h; Python 3.11 does not name it.
+SO_MAX_PACING_RATE = 47
+UNPACED = (1 << 8 * struct.calcsize("@L")) - 1
+"""What the kernel takes for no pacing. Source: net/core/sock.c."""
 
 RECORD_BYTES = 1 << 20
 QUIESCE_TIMEOUT_S = 10.0
@@ -125,6 +131,7 @@ class Streams:
     def __init__(self, count: int) -> None:
         self._sockets: list[socket.socket | None] = [None] * count
         self._complete = trio.Event()
+        self._pace = b""  # as the daemon has set it
 
     def add(self, index: int, fd: int) -> None:
         """Take over a connected socket.
@@ -141,6 +148,7 @@ class Streams:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             # The last record of a round is small and somebody waits for it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._apply_pace(sock)
         self._sockets[index] = sock
         if all(self._sockets):
             self._complete.set()
@@ -149,6 +157,17 @@ class Streams:
         """Wait until every stream is here."""
         await self._complete.wait()
         return [sock for sock in self._sockets if sock is not None]
+
+    def pace(self, bytes_s: int) -> None:
+        """Let the kernel send at most so many bytes a second over all of them; 0: no limit."""
+        self._pace = struct.pack("@L", -(-bytes_s // len(self._sockets)) or UNPACED)
+        for sock in self._sockets:
+            if sock is not None:
+                self._apply_pace(sock)
+
+    def _apply_pace(self, sock: socket.socket) -> None:
+        if self._pace and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, self._pace)
 
     def shut(self) -> None:
         """Break all of them: whoever is blocked on one ends with an error."""

@@ -2,7 +2,8 @@
 
 from optmigd.enclave_shim.migration.common import Binding, Emit, Enclave, Params, Streams
 from optmigd.enclave_shim.remembered import Memory, Over
-from optmigd.protocol.errors import OptmigError, RemoteProtocolError, to_wire
+from optmigd.protocol.convergence import OnStall
+from optmigd.protocol.errors import EnclaveError, OptmigError, RemoteProtocolError, to_wire
 from optmigd.protocol.handoff import Migration, Role
 from optmigd.protocol.handoff_seals import Role as RoleName
 
@@ -101,6 +102,25 @@ class Part:
 
         """
         raise NotImplementedError
+
+    def change_orders(
+        self,
+        *,
+        downtime_limit_ms: float | None = None,
+        max_bandwidth: int | None = None,
+        on_stall: OnStall | None = None,
+    ) -> Params:
+        """Change what a migration was told when it began; None leaves it as it is.
+
+        Returns:
+            All three as they are now.
+
+        Raises:
+            EnclaveError: this side does not decide about them, or it has ended.
+            AlreadyReleased: it is too late.
+
+        """
+        raise EnclaveError("the enclave comes here: ask the host that it leaves")
 
     def deliver(self, payload: bytes) -> None:
         """Take a payload of the attested session; where no session is any more, drop it."""

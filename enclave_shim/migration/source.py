@@ -16,6 +16,7 @@ Before 4 every end but success unwinds: streams stopped, tracker disarmed, progr
 destination told to give up. After 4 nothing does: `run` waits for RESUMED as long as it takes.
 """
 
+import dataclasses
 import hmac
 import time
 
@@ -28,6 +29,7 @@ from optmigd.enclave_shim.migration.common import (
     Enclave,
     ExportOrders,
     Log,
+    Params,
 )
 from optmigd.enclave_shim.migration.conversation import open_conversation
 from optmigd.enclave_shim.migration.departure import Departure, free
@@ -62,12 +64,14 @@ from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.ciphers import check_chosen
 from optmigd.protocol.convergence import (
     Abort,
+    OnStall,
     Settings,
     SwitchOver,
     decide,
 )
 from optmigd.protocol.convergence import Throttle as HoldBack
 from optmigd.protocol.errors import (
+    AlreadyReleased,
     ChannelClosed,
     EnclaveError,
     MigrationBlocked,
@@ -126,6 +130,7 @@ class Source(Part):
         self._cancelled_because: OptmigError | None = None
         self._actions: tuple[Action, ...] = ()
         self._rounds: Rounds | None = None
+        self._throttle = Throttle(enclave.process)
         self._departure: Departure | None = None
         memory.note_migration(UnderWay(binding.migration_id, "source"))
 
@@ -144,6 +149,32 @@ class Source(Part):
 
         """
         self._give_up(MigrationCancelled("cancelled; the enclave runs on at the source"))
+
+    def change_orders(
+        self,
+        *,
+        downtime_limit_ms: float | None = None,
+        max_bandwidth: int | None = None,
+        on_stall: OnStall | None = None,
+    ) -> Params:
+        """Change them: bandwidth at once, the rest for every decision from now on; see `Part`."""
+        if self.migration.released:
+            raise AlreadyReleased("the enclave has been released: nothing is left to change")
+        if self.migration.ended or self._cancelled_because is not None:
+            raise EnclaveError("the migration has ended")
+        given: Params = {
+            "downtime_limit_ms": downtime_limit_ms,
+            "max_bandwidth": max_bandwidth,
+            "on_stall": on_stall,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        self.orders = dataclasses.replace(self.orders, **changes)
+        if max_bandwidth is not None:
+            self.streams.pace(max_bandwidth)
+        if self.orders.on_stall != "throttle":
+            self._throttle.permille = 0
+        self._log.info("orders_changed", **changes)
+        return {name: getattr(self.orders, name) for name in given}
 
     def daemon_lost(self) -> None:
         """The daemon's connection has ended: before release that ends the migration."""
@@ -231,14 +262,13 @@ class Source(Part):
         )
         self._report.setup_done()
         try:
-            throttle = Throttle(self.enclave.process)
             with trio.CancelScope() as active:
                 nursery.start_soon(self._tell_progress, rounds, active)
-                nursery.start_soon(throttle.run)
+                nursery.start_soon(self._throttle.run)
                 if self.orders.mode == "precopy":
                     await self.announcer.enter()
-                    await self._pre_copy(rounds, throttle)
-                    await throttle.stop()
+                    await self._pre_copy(rounds)
+                    await self._throttle.stop()
                 active.cancel()
             with quiet_interpreter():
                 await self._switch_over(rounds, answer)
@@ -278,7 +308,7 @@ class Source(Part):
 
     # ---- rounds ----
 
-    async def _pre_copy(self, rounds: Rounds, throttle: Throttle) -> None:
+    async def _pre_copy(self, rounds: Rounds) -> None:
         """Send rounds until the decision is to switch over."""
         await trio.to_thread.run_sync(rounds.begin)
         while True:
@@ -286,7 +316,7 @@ class Source(Part):
             rounds.confirm(await self._conversation.receive(RoundDone))
             self.migration.handle(Event.ROUND_DONE)
             await trio.to_thread.run_sync(rounds.collect)
-            stats = rounds.record(throttle_permille=throttle.permille)
+            stats = rounds.record(throttle_permille=self._throttle.permille)
             fields = self._report.add_round(stats)
             self._log.info("round_completed", **fields, dirty_pages=stats.dirty_pages)
             await self._emit("round", fields)
@@ -297,7 +327,7 @@ class Source(Part):
                     return
                 case HoldBack(permille=permille):
                     self._log.info("program_held_back", permille=permille)
-                    throttle.permille = permille
+                    self._throttle.permille = permille
                 case Abort(reason=reason):
                     raise NotConverging(reason)
 
