@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from optmigd.bench.suite import SUITE
 from optmigd.enclave_shim.toolchain.cc import PLAIN_COMPILER, compiler_command, run
 from optmigd.enclave_shim.toolchain.runtime_objects import openmp_objects
 
@@ -48,6 +49,11 @@ def build(source: Path, folder: Path, *flags: str) -> Program:
 
 
 def build_workload(name: str, folder: Path) -> Program:
-    """Compile one of the project's own workloads."""
-    with resources.as_file(resources.files("optmigd.bench.workloads") / f"{name}.c") as source:
-        return build(source, folder)
+    """Compile one of the project's own workloads: by its name in the suite, or by its source's."""
+    known = {item.name: item for item in SUITE}
+    source: str = f"{name}.c"
+    flags: tuple[str, ...] = ()
+    if name in known:
+        source, flags = known[name].source, known[name].flags
+    with resources.as_file(resources.files("optmigd.bench.workloads") / source) as path:
+        return build(path, folder, *flags)
