@@ -3,7 +3,9 @@
  * The table of mappings is a sorted array in the arena. What is not handed out is PROT_NONE and a
  * hole in the memfd: a stray access faults as it would natively, and costs no memory. A hole that
  * is punched is invisible to write-protection tracking, so it is marked by hand (after the punch:
- * whoever clears the mark first and then reads the page sees the zeros, or finds a new mark). */
+ * whoever clears the mark first and then reads the page sees the zeros, or finds a new mark). What
+ * is a hole already is left alone: giving back a large mapping that was hardly used is not as if
+ * all of it had been written. */
 #include "rt.h"
 
 #define PROT_NONE 0
@@ -25,6 +27,9 @@
 #define KIND_ANON 0
 #define KIND_HEAP 2
 #define KIND_FILE 3
+#define SEEK_DATA 3
+#define SEEK_HOLE 4
+#define PIECES_APART 64         /* pieces of memory in use that are looked for; the rest is taken as one */
 #define HEAP_MARGIN (1ul << 20) /* mmap, coming from above, leaves brk this much to grow */
 
 static int in_arena(u64 start, u64 end) {
@@ -118,10 +123,35 @@ static void mark_pages(u64 start, u64 end) {
   rt_fill((u8 *)MARKS_BASE + (start - ARENA_BASE) / PAGE_BYTES, 1, (end - start) / PAGE_BYTES);
 }
 
-static i64 punch(u64 start, u64 end) {
+static i64 punch_whole(u64 start, u64 end) {
   i64 r = raw4(__NR_fallocate, CTL->fd_arena, FALLOC_PUNCH, start - ARENA_BASE, end - start);
   mark_pages(start, end);
   return r;
+}
+
+static i64 seek_arena(u64 from, u32 whence) {
+  i64 r = raw3(__NR_lseek, CTL->fd_arena, from - ARENA_BASE, whence);
+  return IS_ERR(r) ? r : r + (i64)ARENA_BASE;
+}
+
+/* Make it a hole, and mark what was none. A page that another thread takes into use behind the
+ * search stays, as if it had been written after this call. */
+static i64 punch(u64 start, u64 end) {
+  for (u32 pieces = 0; pieces < PIECES_APART && start < end; pieces++) {
+    i64 used = seek_arena(start, SEEK_DATA);
+    if (used == -E_NXIO || (!IS_ERR(used) && (u64)used >= end))
+      return 0;
+    i64 hole = IS_ERR(used) ? used : seek_arena((u64)used, SEEK_HOLE);
+    if (IS_ERR(hole))
+      break;
+    start = (u64)used;
+    u64 stop = (u64)hole < end ? (u64)hole : end;
+    i64 r = stop > start ? punch_whole(start, stop) : 0; /* another thread may have punched it */
+    if (IS_ERR(r))
+      return r;
+    start = stop;
+  }
+  return start < end ? punch_whole(start, end) : 0;
 }
 
 static i64 protect(u64 start, u64 end, u32 prot) {

@@ -26,6 +26,7 @@
 #define E_PERM 1
 #define E_NOENT 2
 #define E_INTR 4
+#define E_NXIO 6
 #define E_BADF 9
 #define E_AGAIN 11
 #define E_NOMEM 12
