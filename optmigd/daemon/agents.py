@@ -41,6 +41,10 @@ CONNECTION_LOST: Event = {"event": "connection_lost", "params": {}}
 """What a subscriber receives when the connection broke and events may be missing."""
 
 
+class AgentConnectionLost(ChannelClosed):
+    """The connection to the shim agent broke; it may have crashed, and its next says so."""
+
+
 class Agent:
     """One shim agent: `run` in a nursery, then `request`, `notify` and `subscribe`."""
 
@@ -125,7 +129,7 @@ class Agent:
         self._answers[number] = answer_in
         try:
             with trio.fail_after(timeout_s):
-                await self._wait_connected()
+                await self.connected()
                 await self._send({"id": number, "method": method, "params": params or {}}, fd)
                 answer = await answer_out.receive()
         except trio.TooSlowError:
@@ -188,13 +192,22 @@ class Agent:
             self.process.kill()
             await self.process.wait()
 
-    async def _wait_connected(self) -> None:
+    async def connected(self) -> None:
+        """Wait until there is a connection.
+
+        Raises:
+            RuntimeFailed: the agent has ended.
+        """
         while self._stream is None:
             if self.gone.is_set():
                 raise RuntimeFailed(
                     f"the shim agent has ended: see {self.directory / 'agent.log'}",
                 )
             await self._connected.wait()
+
+    async def disconnected(self) -> None:
+        """Wait for the end of the connection that there is; without one, return at once."""
+        await self._disconnected.wait()
 
     async def _keep_connected(self) -> None:
         delay_s = _RECONNECT_FIRST_S

@@ -13,7 +13,7 @@ import trio
 
 from optmigd.config import Peer
 from optmigd.daemon.admission import admission_blockers, can_rehearse, fetch_image
-from optmigd.daemon.agents import CONNECTION_LOST, Agent, Event
+from optmigd.daemon.agents import CONNECTION_LOST, Agent, AgentConnectionLost, Event
 from optmigd.daemon.answers import Params, param
 from optmigd.daemon.host import Host, now_s
 from optmigd.daemon.journal import MigrationRow
@@ -25,7 +25,6 @@ from optmigd.daemon.registry import Activity, Instance
 from optmigd.daemon.streams import StreamDuplicates
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.errors import (
-    ChannelClosed,
     MigrationBlocked,
     MigrationFailed,
     OptmigError,
@@ -228,7 +227,7 @@ class Arrival:
     async def _relay_from_agent(self, link: Link, relay: trio.CancelScope) -> None:
         async for event in self._agent_events():
             if event is CONNECTION_LOST:
-                raise ChannelClosed("the connection to the shim agent was lost")
+                raise AgentConnectionLost("the connection to the shim agent was lost")
             await self._take(event)
             if event["event"] == "session":
                 await link.send(Session(param(event["params"], "payload", bytes)))

@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from optmigd.config import Peer
+from optmigd.daemon.agents import AgentConnectionLost
 from optmigd.daemon.answers import Params, internal_error, mapping, merged
 from optmigd.daemon.delivery import LAST_DELAY_S, deliver
 from optmigd.daemon.host import Host, now_s
@@ -34,6 +35,7 @@ from optmigd.protocol.errors import (
     MigrationFailed,
     MigrationTimeout,
     OptmigError,
+    RuntimeFailed,
     to_wire,
 )
 from optmigd.protocol.link import Finished
@@ -46,8 +48,7 @@ UNCERTAIN_AFTER_S = 60.0
 """How long a caller without a time-out waits for the confirmation of a release."""
 UNCERTAIN_LEAST_S = 5.0
 CONFIRM_TIMEOUT_S = 30.0
-RECONNECT_S = 0.2
-
+"""An agent that has said nothing of a confirmation for so long has refused it."""
 _RESTORED = MigrateOptions("precopy", 0.0, 0, 1, 0.0, "abort", verify=False, dry_run=False)
 
 
@@ -283,8 +284,11 @@ class OutgoingMigration:
         """Conclude a migration that released nothing."""
         ended = self._attempt.ended or {}
         self.record.report = mapping(ended.get("report") or {}, "report")
-        if error is None:
-            error = reported_error(ended)
+        if error is None or (
+            # The agent after one that crashed knows more than that the connection broke.
+            isinstance(error, AgentConnectionLost) and ended.get("outcome") == "failed"
+        ):
+            error = reported_error(ended) or error
         blockers = merged(
             self._attempt.blockers,
             blockers_from_fields(self.record.report.get("blockers")),
@@ -365,17 +369,23 @@ class OutgoingMigration:
             await trio.sleep(LAST_DELAY_S)
 
     async def _confirm(self, resumed: bytes) -> bool:
-        """Show the confirmation to our agent; it alone can tell whether it is genuine."""
+        """Show the confirmation to our agent; it alone can tell whether it is genuine.
+
+        An agent that dies with it in its hands is followed by another, which is shown it again.
+        """
         agent = self._instance.agent
         params = {"migration_id": self.migration_id, "payload": resumed}
         while agent is not None and not agent.gone.is_set() and self._attempt.ended is None:
             try:
+                await agent.connected()
                 await agent.notify("resumed_delivered", params)
-            except ChannelClosed:
-                await trio.sleep(RECONNECT_S)
+            except (ChannelClosed, RuntimeFailed):
+                await agent.disconnected()  # soon: it is noticed by the one who reads
                 continue
-            with trio.move_on_after(CONFIRM_TIMEOUT_S):
-                await first_of(self._attempt.ended_event.wait, agent.gone.wait)
+            with trio.move_on_after(CONFIRM_TIMEOUT_S) as scope:
+                await first_of(self._attempt.ended_event.wait, agent.disconnected)
+            if scope.cancelled_caught:
+                return False
         ended = self._attempt.ended
         return ended is None or ended.get("outcome") == "completed"
 

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from optmigd.config import Peer
-from optmigd.daemon.agents import CONNECTION_LOST, Agent, Event
+from optmigd.daemon.agents import CONNECTION_LOST, Agent, AgentConnectionLost, Event
 from optmigd.daemon.answers import Params, merged, param
 from optmigd.daemon.host import Host
 from optmigd.daemon.link import Link, refusal
@@ -22,7 +22,6 @@ from optmigd.daemon.streams import StreamDuplicates, dial_stream
 from optmigd.protocol.blockers import Blocker, blockers_from_fields
 from optmigd.protocol.errors import (
     AlreadyReleased,
-    ChannelClosed,
     EnclaveError,
     MigrationBlocked,
     MigrationFailed,
@@ -253,7 +252,7 @@ class Attempt:
     async def _relay_from_agent(self, link: Link, relay: trio.CancelScope) -> None:
         async for event in self._agent_events():
             if event is CONNECTION_LOST:
-                raise ChannelClosed("the connection to the shim agent was lost")
+                raise AgentConnectionLost("the connection to the shim agent was lost")
             self._take(event)
             if event["event"] == "session":
                 await link.send(Session(param(event["params"], "payload", bytes)))

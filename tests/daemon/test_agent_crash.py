@@ -3,6 +3,8 @@
 The daemons know nothing of it but that a connection broke and was made again.
 """
 
+import math
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -14,69 +16,90 @@ from optmigd.protocol.errors import MigrationFailed
 from tests.support.daemons import Pair, two_sites_of
 
 AGENT = (sys.executable, "-P", "-m", "tests.support.fragile_agent")
-UPDATES = "60000000"
+UPDATES = "240000000"
 EXIT_STATUS = 7
 TIMEOUT_S = 120.0
 
 
-async def move(pair: Pair, program: Program) -> bool:
-    """Launch, move from a to b; whether it arrived."""
+async def move(pair: Pair, program: Program) -> MigrationFailed | None:
+    """Launch, move from a to b; why it did not arrive."""
     await pair.a.client.launch(
         program.image, enclave="e1", memory_bytes=256 << 20, args=[UPDATES], env={}
     )
     try:
         await pair.a.client.migrate("e1", "b", on_stall="switch", timeout_s=TIMEOUT_S)
-    except MigrationFailed:
-        return False
-    return True
+    except MigrationFailed as error:
+        return error
+    return None
 
 
-async def assert_it_ends_rightly(pair: Pair, program: Program, *, arrived: bool) -> None:
+async def assert_it_ends_rightly(pair: Pair, expected: bytes, *, arrived: bool) -> None:
     """One host ran it to its end, and that one has the answer; the other has nothing left."""
     host, other = (pair.b, pair.a) if arrived else (pair.a, pair.b)
     end = await host.client.wait("e1")
     assert (end["exit_status"], end["host"]) == (EXIT_STATUS, host.name)
     async with host.client.logs("e1") as pieces:
         output = b"".join([piece async for piece in pieces])
-    native = await trio.run_process([program.native, UPDATES], capture_stdout=True, check=False)
-    assert output == native.stdout
+    assert output == expected
     assert not list(other.directory.glob("state/enclaves/*/output.log"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def integers(program: Callable[[str], Program]) -> Program:
     return program("integers")
 
 
+@pytest.fixture(scope="module")
+def expected(integers: Program) -> bytes:
+    """What it writes when nothing happens to it."""
+    native = subprocess.run([integers.native, UPDATES], stdout=subprocess.PIPE, check=False)
+    return native.stdout
+
+
 @pytest.mark.parametrize("point", ["parked", "noted", "receiving"])
 async def test_a_crash_before_the_release_leaves_it_at_the_source(
-    point: str, integers: Program, monkeypatch: pytest.MonkeyPatch
+    point: str, integers: Program, expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DIES_AT", point)
     with trio.fail_after(170):
         async with two_sites_of(AGENT) as pair:
-            assert not await move(pair, integers)
+            error = await move(pair, integers)
+            assert error is not None
+            if point != "receiving":  # the source's own agent, and its next one says so
+                assert error.message.startswith("the shim agent crashed during the migration")
             assert (await pair.a.client.status("e1"))["state"] in ("running", "exited")
-            await assert_it_ends_rightly(pair, integers, arrived=False)
+            await assert_it_ends_rightly(pair, expected, arrived=False)
 
 
 @pytest.mark.parametrize("point", ["released", "token out", "running", "confirmed"])
 async def test_a_crash_after_the_release_completes_the_move(
-    point: str, integers: Program, monkeypatch: pytest.MonkeyPatch
+    point: str, integers: Program, expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DIES_AT", point)
     with trio.fail_after(170):
         async with two_sites_of(AGENT) as pair:
-            assert await move(pair, integers)
-            await assert_it_ends_rightly(pair, integers, arrived=True)
+            assert await move(pair, integers) is None
+            await assert_it_ends_rightly(pair, expected, arrived=True)
+
+
+async def test_a_confirmation_that_died_with_its_agent_is_shown_to_the_next(
+    integers: Program, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after some time: as soon as there is a next one."""
+    monkeypatch.setenv("DIES_AT", "confirmation in hand")
+    monkeypatch.setattr("optmigd.daemon.outgoing.CONFIRM_TIMEOUT_S", math.inf)
+    with trio.fail_after(170):
+        async with two_sites_of(AGENT) as pair:
+            assert await move(pair, integers) is None
+            await assert_it_ends_rightly(pair, expected, arrived=True)
 
 
 async def test_a_crash_of_the_destination_after_ready_leaves_one_side_with_it(
-    integers: Program, monkeypatch: pytest.MonkeyPatch
+    integers: Program, expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the source had let go when the link broke is left to chance."""
     monkeypatch.setenv("DIES_AT", "ready said")
     with trio.fail_after(170):
         async with two_sites_of(AGENT) as pair:
-            arrived = await move(pair, integers)
-            await assert_it_ends_rightly(pair, integers, arrived=arrived)
+            arrived = await move(pair, integers) is None
+            await assert_it_ends_rightly(pair, expected, arrived=arrived)

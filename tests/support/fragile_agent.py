@@ -74,6 +74,7 @@ def _make_fragile(point: str) -> None:
         "noted": (Process, "release", False, always),
         "released": (Departure, "complete", False, always),
         "token out": (Departure, "_send_token", True, always),
+        "confirmation in hand": (Departure, "resumed_delivered", False, always),
         # destination
         "receiving": (Arrival, "fits", False, always),
         "ready noted": (Conversation, "send", False, is_ready),
