@@ -96,21 +96,17 @@ class FaultyHost:
             self._process.wait()
 
     def agent_pid(self, enclave: str) -> int | None:
-        """The newest agent of an enclave on this host, if one lives.
-
-        Where a keeper restarts a crashed agent, this is the agent itself, not its keeper.
-        """
+        """The newest agent of an enclave on this host, if one lives; never its keeper."""
         folders = sorted(
             self.folder.glob(f"state/enclaves/{enclave}@*"),
             key=lambda path: int(path.name.rsplit("@", 1)[1]),
             reverse=True,
         )
         for folder in folders:
-            for name in ("agent.worker.pid", "agent.pid"):
-                with suppress(FileNotFoundError, ValueError):
-                    pid = int((folder / name).read_text())
-                    if alive(pid) and str(folder) in command_line(pid):
-                        return pid
+            with suppress(FileNotFoundError, ValueError):
+                pid = int((folder / "agent.worker.pid").read_text())
+                if alive(pid) and str(folder) in command_line(pid):
+                    return pid
         return None
 
     def close(self) -> None:
