@@ -54,10 +54,16 @@ class PathSettings(_Section, frozen=True):
 
 
 class LimitSettings(_Section, frozen=True):
-    """Bounds on what enclaves and strangers may take; `max_memory_bytes` 0: what there is."""
+    """Bounds on what enclaves, migrations and strangers may take.
+
+    `max_memory_bytes` 0: what there is; `max_bandwidth`, in bytes per second, 0: no limit.
+    """
 
     max_enclaves: Count
     max_memory_bytes: Amount
+    max_outgoing: Count
+    max_incoming: Count
+    max_bandwidth: Amount
     max_image_bytes: Count
     max_half_open: Count
     handshake_timeout_s: Seconds

@@ -94,6 +94,7 @@ class Agent:
             "add_stream": self._add_stream,
             "cancel": self._cancel,
             "set": self._set,
+            "take_turn": self._take_turn,
             "status": self._status,
             "sample_dirty": self._sample_dirty,
             "stop": self._stop,
@@ -340,6 +341,7 @@ class Agent:
             timeout_s=wanted.timeout_s,
             dry_run=wanted.dry_run,
             switchover_stall_s=wanted.switchover_stall_s,
+            ask_for_turn=wanted.ask_for_turn,
         )
         self._enclave = enclave
         self._begin(
@@ -406,6 +408,10 @@ class Agent:
             max_bandwidth=wanted.max_bandwidth,
             on_stall=wanted.on_stall,
         )
+
+    async def _take_turn(self, params: Params, fd: int) -> Params:
+        self._find(requests.read_params(params, requests.Which).migration_id).take_turn()
+        return {}
 
     # ---- questions and the end ----
 

@@ -66,6 +66,7 @@ class Export(msgspec.Struct, forbid_unknown_fields=True):
     source_host: Key32
     destination_host: Key32
     switchover_stall_s: Annotated[float, Meta(gt=0, le=3600)] = DEFAULT_SWITCHOVER_STALL_S
+    ask_for_turn: bool = False
 
 
 class Change(msgspec.Struct, forbid_unknown_fields=True):

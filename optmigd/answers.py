@@ -33,7 +33,11 @@ class BlockerAnswer(TypedDict):
 
 
 class Status(TypedDict):
-    """One enclave; `migration` is the state of one under way or of the last one, or None."""
+    """One enclave; `migration` is the state of one under way or of the last one, or None.
+
+    While a migration waits for its slot, its `queue` has the `position`, from 1, and the host that
+    it `waits_for`; None otherwise.
+    """
 
     enclave: str
     state: Literal["running", "migrating", "exited", "moved", "lost"]
@@ -153,6 +157,7 @@ class Migration(TypedDict):
     downtime_ms: float
     total_time_ms: float
     throughput_mbps: float
+    queued_time_ms: float
     state_digest: str
     owner_generation: int
     verified: bool | None
@@ -164,6 +169,15 @@ class CancelAnswer(TypedDict):
 
     migration_id: str
     state: str
+
+
+class Changed(TypedDict):
+    """A migration's settings that can be changed under way; `max_bandwidth` in bytes per second."""
+
+    migration_id: str
+    downtime_limit_ms: float
+    max_bandwidth: int
+    on_stall: Literal["throttle", "switch", "abort"]
 
 
 class Identity(TypedDict):

@@ -270,7 +270,8 @@ class Client:
             on_stall: what to do when rounds stop shrinking.
             verify: compare both whole arenas while the enclave is parked; slow.
             detach: return as soon as the migration has started.
-            on_event: called with every ``{"state": …}``, ``{"round": …}`` and ``{"progress": …}``.
+            on_event: called with every ``{"state": …}``, ``{"round": …}``, ``{"progress": …}``,
+                ``{"queue": …}`` and ``{"settings": …}``.
 
         Raises:
             MigrationBlocked: it was not started; field `blockers` lists every reason.
@@ -301,6 +302,37 @@ class Client:
         if error is not None:
             raise error
         return cast(answers.Migration, result)
+
+    async def change(
+        self,
+        enclave_or_migration_id: str,
+        *,
+        downtime_limit_ms: float | None = None,
+        max_bandwidth: int | None = None,
+        on_stall: OnStall | None = None,
+    ) -> answers.Changed:
+        """Change a migration that is under way, or queued, on this host; None: as it is.
+
+        Args:
+            enclave_or_migration_id: which.
+            downtime_limit_ms: switch over when the expected downtime is at most this.
+            max_bandwidth: bytes per second; 0 for no limit.
+            on_stall: what to do when rounds stop shrinking.
+
+        Returns:
+            The migration, and all three as they are now.
+
+        Raises:
+            MigrationError: no migration of it away from here is in progress.
+            AlreadyReleased: too late, it has been handed over.
+        """
+        params = requests.change(
+            enclave_or_migration_id,
+            downtime_limit_ms=downtime_limit_ms,
+            max_bandwidth=max_bandwidth,
+            on_stall=on_stall,
+        )
+        return cast(answers.Changed, await self.call("set", params))
 
     async def cancel(self, enclave: str) -> answers.CancelAnswer:
         """Ask for the end of a migration; the enclave runs on where it was.

@@ -70,6 +70,25 @@ def migrate(
     }
 
 
+def change(
+    enclave_or_migration_id: str,
+    *,
+    downtime_limit_ms: float | None,
+    max_bandwidth: int | None,
+    on_stall: OnStall | None,
+) -> dict[str, Any]:
+    """Parameters of `set`. What is None stays as it is."""
+    chosen = {
+        "downtime_limit_ms": downtime_limit_ms,
+        "max_bandwidth": max_bandwidth,
+        "on_stall": on_stall,
+    }
+    return {
+        **which(enclave_or_migration_id),
+        **{key: value for key, value in chosen.items() if value is not None},
+    }
+
+
 def failure(migration: Mapping[str, Any]) -> OptmigError | None:
     """The error that a migration's own answer reports, if it does; the answer is its field
     `migration`.
@@ -83,7 +102,7 @@ def failure(migration: Mapping[str, Any]) -> OptmigError | None:
 
 
 def which(enclave_or_migration_id: str) -> dict[str, Any]:
-    """Parameters of `receipt` and `recover`: 32 hexadecimal digits are a migration's number."""
+    """Parameters that say which: 32 hexadecimal digits are a migration's number."""
     if re.fullmatch(r"[0-9a-f]{32}", enclave_or_migration_id):
         return {"migration_id": enclave_or_migration_id}
     return {"enclave": enclave_or_migration_id}

@@ -17,6 +17,7 @@ BLOCKER_CODES: Mapping[str, str] = {
     "directory-open": "the program is in the middle of listing a directory",
     "disk-space": "the destination's disk is too small for the enclave's own directory",
     "enclave-exists": "the destination already has an enclave of this name",
+    "enclaves": "the destination has as many enclaves as it may",
     "file-absent": "a file that the program uses is absent on the destination",
     "file-deleted": "the program holds a file that has been deleted",
     "file-different": "a file that the program uses has other content on the destination",

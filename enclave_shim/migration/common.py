@@ -99,6 +99,7 @@ class ExportOrders:
     """What the source is told (Contract 1, `export`).
 
     `switchover_stall_s`: how long the program stays parked while the peer takes or says nothing.
+    `ask_for_turn`: whether the daemon says when to switch over; see `SwitchoverTurn`.
     """
 
     binding: Binding
@@ -111,6 +112,7 @@ class ExportOrders:
     timeout_s: float
     dry_run: bool
     switchover_stall_s: float
+    ask_for_turn: bool = False
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,15 @@ class Part:
         """
         raise EnclaveError("the enclave comes here: ask the host that it leaves")
 
+    def take_turn(self) -> None:
+        """It is this migration's turn to switch over.
+
+        Raises:
+            EnclaveError: this side does not decide when.
+
+        """
+        raise EnclaveError("the enclave comes here: its source decides when to switch over")
+
     def deliver(self, payload: bytes) -> None:
         """Take a payload of the attested session; where no session is any more, drop it."""
 

@@ -58,6 +58,7 @@ from optmigd.enclave_shim.migration.switchover import (
     receive_ready,
 )
 from optmigd.enclave_shim.migration.throttle import Throttle
+from optmigd.enclave_shim.migration.turn import SwitchoverTurn
 from optmigd.enclave_shim.remembered import Memory, SourceFacts, UnderWay
 from optmigd.enclave_shim.tracker import probe
 from optmigd.protocol.blockers import Blocker
@@ -131,6 +132,7 @@ class Source(Part):
         self._actions: tuple[Action, ...] = ()
         self._rounds: Rounds | None = None
         self._throttle = Throttle(enclave.process)
+        self._turn = SwitchoverTurn(emit, wanted=orders.ask_for_turn)
         self._departure: Departure | None = None
         memory.note_migration(UnderWay(binding.migration_id, "source"))
 
@@ -175,6 +177,10 @@ class Source(Part):
             self._throttle.permille = 0
         self._log.info("orders_changed", **changes)
         return {name: getattr(self.orders, name) for name in given}
+
+    def take_turn(self) -> None:
+        """Switch over when it has converged; see `SwitchoverTurn`."""
+        self._turn.give()
 
     def daemon_lost(self) -> None:
         """The daemon's connection has ended: before release that ends the migration."""
@@ -323,8 +329,9 @@ class Source(Part):
             decision = decide(rounds.history, self._settings())
             match decision:
                 case SwitchOver(reason=reason):
-                    self._log.info("switchover_decided", reason=reason)
-                    return
+                    if await self._turn.came():
+                        self._log.info("switchover_decided", reason=reason)
+                        return
                 case HoldBack(permille=permille):
                     self._log.info("program_held_back", permille=permille)
                     self._throttle.permille = permille

@@ -10,7 +10,7 @@ import click
 import optmigd
 from optmigd.cli.host import host
 from optmigd.cli.invocation import SIZE, ControlGroup, Invocation, run, to_json
-from optmigd.cli.migrate import migrate, watch
+from optmigd.cli.migrate import migrate, set_, watch
 from optmigd.cli.ownership import forget, owner, recover
 from optmigd.cli.remedies import blocker_lines
 from optmigd.cli.tables import (
@@ -276,6 +276,7 @@ def version(invocation: Invocation) -> None:
 
 
 ctl.add_command(migrate)
+ctl.add_command(set_)
 ctl.add_command(watch)
 ctl.add_command(host)
 for each in (owner, recover, forget):

@@ -5,7 +5,7 @@ import click
 from optmigd import requests
 from optmigd.cli.invocation import RATE, ControlCommand, Invocation, to_json
 from optmigd.cli.progress import event_line, make_display
-from optmigd.cli.tables import print_migration
+from optmigd.cli.tables import print_migration, settings_text
 from optmigd.exitcodes import ExitCode
 from optmigd.protocol.errors import OptmigError
 
@@ -98,6 +98,43 @@ class _Interrupted(OptmigError):
     """The person has left a migration to itself."""
 
     code = "interrupted"
+
+
+@click.command("set", cls=ControlCommand)
+@click.argument("id", metavar="ID")
+@click.option(
+    "--downtime-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MS",
+    help="Switch over when the expected downtime is at most so many milliseconds.",
+)
+@click.option("--max-bandwidth", type=RATE, metavar="RATE", help="Such as 200MB/s; 0: no limit.")
+@click.option(
+    "--on-stall",
+    type=click.Choice(["throttle", "switch", "abort"]),
+    help="What to do when rounds stop shrinking.",
+)
+@click.pass_obj
+def set_(
+    invocation: Invocation,
+    id: str,
+    downtime_limit: float | None,
+    max_bandwidth: int | None,
+    on_stall: requests.OnStall | None,
+) -> None:
+    """Change a migration while it is under way or queued; ID is its own or its enclave's.
+
+    What is not given stays as it is.
+    """
+    if downtime_limit is None and max_bandwidth is None and on_stall is None:
+        raise click.UsageError("give --downtime-limit, --max-bandwidth or --on-stall")
+    answer = invocation.client().change(
+        id, downtime_limit_ms=downtime_limit, max_bandwidth=max_bandwidth, on_stall=on_stall
+    )
+    if invocation.json:
+        invocation.emit(answer)
+    else:
+        click.echo(f"migration {answer['migration_id']}: {settings_text(answer)}")
 
 
 @click.command(cls=ControlCommand)

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from optmigd.cli.tables import console
+from optmigd.cli.tables import console, queue_text, settings_text
 from optmigd.units import format_ms, format_rate, format_size
 
 PAGE_BYTES = 4096
@@ -65,6 +65,7 @@ class LiveDisplay(SilentDisplay):
         self._state = "setup"
         self._progress: Mapping[str, Any] = {}
         self._pages = 0
+        self._queue = ""
         self._live = Live(console=console(), auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
@@ -86,6 +87,9 @@ class LiveDisplay(SilentDisplay):
         """Draw again with what the event says."""
         if "state" in event:
             self._state = str(event["state"])
+        if "queue" in event:
+            waits = event["queue"]["position"] > 0
+            self._queue = f"  queued, {queue_text(event['queue'])}" if waits else ""
         if "round" in event:
             self._pages += event["round"]["pages"]
         if "progress" in event:
@@ -113,7 +117,7 @@ class LiveDisplay(SilentDisplay):
         )
         bar = Table.grid(expand=True)  # a bar by itself does not end its line
         bar.add_row(ProgressBar(total=max(total, 1), completed=max(total - remaining, 0)))
-        heading = Text(f"{self._title}  {self._state}", style="bold")
+        heading = Text(f"{self._title}  {self._state}{self._queue}", style="bold")
         self._live.update(Group(heading, bar, figures), refresh=True)
 
 
@@ -129,6 +133,10 @@ def event_line(event: Mapping[str, Any]) -> str:
     match event:
         case {"state": state}:
             return f"state {state}"
+        case {"queue": queue}:
+            return f"queued, {queue_text(queue)}" if queue["position"] else queue_text(queue)
+        case {"settings": settings}:
+            return f"settings changed: {settings_text(settings)}"
         case {"round": each}:
             return (
                 f"round {each['round_no']} done: {each['pages']} pages "

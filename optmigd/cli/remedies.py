@@ -10,7 +10,7 @@ from optmigd.protocol.blockers import blockers_from_fields
 
 BLOCKER_REMEDIES: Mapping[str, str] = {
     "already-migrating": "wait for it (`optmigctl watch ID`) or end it (`optmigctl cancel ID`)",
-    "busy": "try again when the destination has fewer migrations under way",
+    "busy": "`migrate` waits for it by itself; `check` says so at this moment",
     "cipher": "bring both hosts to the same version of optmigd",
     "cpu-features": "choose a host whose CPU has them, or build for an older CPU (-march)",
     "debug": "switch debugging off on the peer; a policy that allows it needs a new launch",
@@ -18,6 +18,7 @@ BLOCKER_REMEDIES: Mapping[str, str] = {
     "directory-open": "try again when the program has read the directory to its end",
     "disk-space": "make room for the state directory on the destination, or choose another host",
     "enclave-exists": "choose another host, or stop the other enclave of this name there",
+    "enclaves": "raise max_enclaves in the destination's configuration, or choose another host",
     "file-absent": "copy the file to the same path on the destination, put it into the enclave's "
     "own directory (launch --dir), or declare the storage as shared (launch --shared)",
     "file-different": "make both copies of the file equal, or put it into the enclave's own "

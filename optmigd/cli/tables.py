@@ -63,16 +63,38 @@ def status_pairs(status: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(migration, Mapping):
         shown = ("migration_id", "state", "role", "peer")
         pairs["migration"] = " ".join(str(migration[key]) for key in shown if migration.get(key))
+        if migration.get("queue"):
+            pairs["queue"] = queue_text(migration["queue"])
     elif migration:
         pairs["migration"] = str(migration)
     return pairs
 
 
 def state_text(status: Mapping[str, Any]) -> str:
-    """The state of an enclave, with the exit status if it has ended."""
+    """The state of an enclave, with the exit status if it has ended, or its place in the queue."""
     if status.get("exit_status") is not None:
         return f"{status['state']} (status {status['exit_status']})"
+    queue = (status.get("migration") or {}).get("queue")
+    if queue:
+        return f"{status['state']} (queued, place {queue['position']})"
     return str(status["state"])
+
+
+def queue_text(queue: Mapping[str, Any]) -> str:
+    """Where a migration stands in the queue, and before which host."""
+    if not queue["position"]:
+        return "its turn has come"
+    return f"place {queue['position']}: host {queue['waits_for']} is at its limit"
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """What of a migration can be changed while it is under way, as it is now."""
+    bandwidth = settings["max_bandwidth"]
+    return (
+        f"downtime limit {format_ms(settings['downtime_limit_ms'])}, bandwidth "
+        f"{'at most ' + format_rate(bandwidth) if bandwidth else 'without limit'}, "
+        f"on stall {settings['on_stall']}"
+    )
 
 
 def print_forecast(forecast: Mapping[str, Any]) -> None:
@@ -114,6 +136,7 @@ def print_migration(migration: Mapping[str, Any]) -> None:
         "total_bytes": format_size,
         "transferred_bytes": format_size,
         "throughput_mbps": lambda mbps: f"{mbps:.0f} Mbit/s",
+        "queued_time_ms": format_ms,
         "setup_time_ms": format_ms,
         "total_time_ms": format_ms,
         "downtime_ms": format_ms,

@@ -8,8 +8,8 @@ from optmigd.daemon.registry import check_enclave_id
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.link import ImageChunk, ImageWanted, Offer
 
-MAX_INCOMING = 8
-"""Enclaves that may be on their way to this host at once."""
+BUSY = "busy"
+"""The blocker of a host that receives as many enclaves as it may: it passes, so sources wait."""
 
 
 def admission_blockers(host: Host, peer: Peer, offer: Offer) -> list[Blocker]:
@@ -22,7 +22,9 @@ def admission_blockers(host: Host, peer: Peer, offer: Offer) -> list[Blocker]:
     others = [
         incoming
         for incoming in host.incoming.values()
-        if not incoming.owned and incoming.record.migration_id != offer.migration_id
+        if not incoming.owned
+        and not incoming.turned_away
+        and incoming.record.migration_id != offer.migration_id
     ]
     found = [
         _clash(host, peer, offer),
@@ -33,9 +35,12 @@ def admission_blockers(host: Host, peer: Peer, offer: Offer) -> list[Blocker]:
             [(incoming.resident_bytes, incoming.agent_pid) for incoming in others],
         ),
     ]
-    if len(others) >= MAX_INCOMING:
-        text = f"{len(others)} enclaves are on their way to host {host.name}; try again later"
-        found.append(Blocker("busy", host.name, text))
+    if len(others) >= host.settings.limits.max_incoming:
+        text = (
+            f"{len(others)} enclaves are on their way to host {host.name}, limits.max_incoming "
+            f"there is {host.settings.limits.max_incoming}; try again later"
+        )
+        found.append(Blocker(BUSY, host.name, text))
     if not host.images.has(offer.image_sha256) and not _image_fits(host, offer):
         found.append(
             Blocker(
@@ -48,10 +53,21 @@ def admission_blockers(host: Host, peer: Peer, offer: Offer) -> list[Blocker]:
     return [blocker for blocker in found if blocker is not None]
 
 
+def is_busy(blockers: list[Blocker]) -> bool:
+    """Whether one of the blockers is that the destination is full for the moment."""
+    return any(blocker.code == BUSY for blocker in blockers)
+
+
+def only_busy(blockers: list[Blocker]) -> bool:
+    """Whether nothing but that stands in the way: the same offer may be accepted later."""
+    return bool(blockers) and all(blocker.code == BUSY for blocker in blockers)
+
+
 def can_rehearse(host: Host, offer: Offer, blockers: list[Blocker]) -> bool:
     """Whether a refused offer can still be played through, to find the shims' blockers as well."""
-    busy = any(blocker.code == "busy" for blocker in blockers)
-    return not busy and (host.images.has(offer.image_sha256) or _image_fits(host, offer))
+    return not is_busy(blockers) and (
+        host.images.has(offer.image_sha256) or _image_fits(host, offer)
+    )
 
 
 async def fetch_image(host: Host, link: Link, offer: Offer) -> None:

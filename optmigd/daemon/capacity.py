@@ -49,7 +49,7 @@ def limit_blocker(
     instances = list(live)
     if len(instances) >= limits.max_enclaves:
         return Blocker(
-            "busy",
+            "enclaves",
             host_name,
             f"host {host_name} has {len(instances)} enclaves, limits.max_enclaves there is "
             f"{limits.max_enclaves}",

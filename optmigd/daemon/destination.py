@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from optmigd.config import Peer
-from optmigd.daemon.admission import admission_blockers, can_rehearse, fetch_image
+from optmigd.daemon.admission import admission_blockers, can_rehearse, fetch_image, is_busy
 from optmigd.daemon.agents import CONNECTION_LOST, Agent, AgentConnectionLost, Event
 from optmigd.daemon.answers import Params, param
 from optmigd.daemon.host import Host, now_s
@@ -61,6 +61,7 @@ class Arrival:
         self.owned = instance is not None and instance.row.state == "running"
         self.token_given = False
         self.aborted = False
+        self.turned_away = False
         self.ended: Params | None = None
         self.resumed_event = trio.Event()
         self.duplicates = StreamDuplicates()
@@ -107,6 +108,7 @@ class Arrival:
         blockers = admission_blockers(self._host, self._peer, offer)
         self._record.dry_run = offer.dry_run or bool(blockers)
         if blockers:
+            self.turned_away = is_busy(blockers)
             await self._refuse(link, blockers)
             if not can_rehearse(self._host, offer, blockers):
                 await link.send(Finished("refused"))

@@ -8,6 +8,8 @@ import structlog
 import trio
 
 from optmigd.config import HostIdentity, Peer, PeerBook, Settings, format_key
+from optmigd.daemon.bandwidth import Bandwidth
+from optmigd.daemon.departures import Departures
 from optmigd.daemon.events import EventHub
 from optmigd.daemon.images import ImageStore
 from optmigd.daemon.journal import Journal, MigrationRow
@@ -15,6 +17,7 @@ from optmigd.daemon.link import Link, dial
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Registry
 from optmigd.daemon.tickets import Tickets
+from optmigd.daemon.turns import Turns
 
 
 class Incoming(Protocol):
@@ -30,6 +33,10 @@ class Incoming(Protocol):
     @property
     def peer_key(self) -> bytes:
         """The source's host key."""
+
+    @property
+    def turned_away(self) -> bool:
+        """Whether the offer was refused because this host is full: it takes no room here."""
 
     @property
     def agent_pid(self) -> int | None:
@@ -53,6 +60,7 @@ class Incoming(Protocol):
 class Host:
     """This host: its settings, its keys, its peers, its enclaves. `nursery` outlives requests.
 
+    `departures`, `bandwidth` and `turns` are what migrations share: see their modules.
     `unsettled` has, by the source's key, what came to nothing here and awaits its last word.
     """
 
@@ -66,6 +74,9 @@ class Host:
     hub: EventHub
     nursery: trio.Nursery
     log: structlog.stdlib.BoundLogger
+    departures: Departures
+    bandwidth: Bandwidth
+    turns: Turns = field(default_factory=Turns)
     incoming: dict[bytes, Incoming] = field(default_factory=dict)
     unsettled: dict[bytes, list[MigrationRow]] = field(default_factory=dict)
 

@@ -130,6 +130,11 @@ class IncomingMigration:
         return self._waiting and not self._arrival.token_given and not self.owned
 
     @property
+    def turned_away(self) -> bool:
+        """Whether the offer was refused because this host is full; the source may repeat it."""
+        return self._arrival.turned_away
+
+    @property
     def agent_pid(self) -> int | None:
         """The process that holds what has arrived; None before it is started."""
         instance = self._arrival.instance

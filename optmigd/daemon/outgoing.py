@@ -8,6 +8,7 @@ One task runs `OutgoingMigration.run` in the daemon's nursery; clients only watc
 them can end it by going away.
 """
 
+import dataclasses
 import secrets
 from collections.abc import Awaitable, Callable
 
@@ -15,16 +16,19 @@ import structlog
 import trio
 
 from optmigd.config import Peer
+from optmigd.daemon.admission import only_busy
 from optmigd.daemon.agents import AgentConnectionLost
 from optmigd.daemon.answers import Params, internal_error, mapping, merged
 from optmigd.daemon.delivery import LAST_DELAY_S, deliver
+from optmigd.daemon.departures import Place, WaitsFor
 from optmigd.daemon.host import Host, now_s
 from optmigd.daemon.journal import MigrationRow
 from optmigd.daemon.nurseries import first_of, open_flat_nursery
 from optmigd.daemon.outcomes import as_failure, blocked, reported_error
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Instance
-from optmigd.daemon.source import Attempt, MigrateOptions
+from optmigd.daemon.source import Attempt, Hooks, MigrateOptions
+from optmigd.daemon.turn_taking import SwitchoverTurn
 from optmigd.protocol.blockers import Blocker, blockers_from_fields
 from optmigd.protocol.errors import (
     AlreadyReleased,
@@ -36,6 +40,7 @@ from optmigd.protocol.errors import (
     MigrationTimeout,
     OptmigError,
     RuntimeFailed,
+    UnknownHost,
     to_wire,
 )
 from optmigd.protocol.link import Finished
@@ -106,9 +111,10 @@ class OutgoingMigration:
             role="source",
             peer=peer.name,
         )
-        self._attempt = Attempt(
-            host, instance, peer, options, self.migration_id, self.record, self._log
-        )
+        self.record.settings = options.changeable()
+        self._place: Place | None = None
+        self._turn = SwitchoverTurn(host, peer, self.migration_id, self._log)
+        self._attempt = self._new_attempt()
         self._attempt.token = self._row.token
         self._started_at = trio.current_time()
         self._scope = trio.CancelScope()
@@ -128,6 +134,18 @@ class OutgoingMigration:
         if instance.agent is not None:
             migration._attempt.subscribe(instance.agent)
         return migration
+
+    def _new_attempt(self) -> Attempt:
+        return Attempt(
+            self._host,
+            self._instance,
+            self._peer,
+            self._options,
+            self.migration_id,
+            self.record,
+            self._log,
+            Hooks(accepted=self._accepted, converged=self._converged),
+        )
 
     @property
     def migration_id(self) -> bytes:
@@ -216,6 +234,32 @@ class OutgoingMigration:
             )
         return {"migration_id": self.migration_id.hex(), "state": self.record.state}
 
+    async def change(self, changes: Params) -> Params:
+        """Change what the migration was told when it began.
+
+        Args:
+            changes: any of `downtime_limit_ms`, `max_bandwidth` and `on_stall`.
+
+        Returns:
+            All three as they are now.
+
+        Raises:
+            AlreadyReleased: it is too late.
+            EnclaveError: it has just ended.
+        """
+        if self.released:
+            raise AlreadyReleased(
+                f"enclave {self.record.enclave!r} has been released to host {self._peer.name}: "
+                "nothing is left to change",
+                migration_id=self.migration_id.hex(),
+            )
+        options = dataclasses.replace(self._options, **changes)
+        await self._attempt.change(options, changes)
+        self._options = options
+        self.record.change_settings(options.changeable())
+        self._log.info("settings_changed", **changes)
+        return {"migration_id": self.migration_id.hex(), **options.changeable()}
+
     async def give_up(self) -> None:
         """Stop delivering: an operator's decision, when the destination is lost for good."""
         self._delivery_scope.cancel()
@@ -254,12 +298,19 @@ class OutgoingMigration:
                 self._instance.last_migration = self.record
 
     async def _run_new(self) -> None:
+        async with open_flat_nursery() as self._helpers:
+            await self._move()
+            self._helpers.cancel_scope.cancel()
+
+    async def _move(self) -> None:
         error: OptmigError | None = None
         with self._scope:
             try:
                 if not self.record.dry_run:
                     await self._save("active")
-                await self._attempt.run()
+                    await self._run_in_turn()
+                else:
+                    await self._attempt.run()
             except OptmigError as found:
                 error = found
         if self._scope.cancelled_caught:
@@ -269,7 +320,64 @@ class OutgoingMigration:
         if self.released:
             await self._complete()
         else:
+            self._turn.give_back()
             await self._settle(error)
+
+    async def _run_in_turn(self) -> None:
+        """Wait for a slot, and migrate; once more from the queue when the destination is full."""
+        place = self._place = self._host.departures.join(self._peer.key, self._stand_in_queue)
+        try:
+            while True:
+                await first_of(place.turn, self._program_ended)
+                self.record.queued_time_ms = 1000 * (trio.current_time() - self._started_at)
+                self._check_still_possible()
+                try:
+                    await self._attempt.run()
+                    return
+                except MigrationBlocked as error:
+                    if not only_busy(error.blockers):
+                        raise
+                self._log.info("destination_busy")
+                await self._attempt.close()
+                self._attempt = self._new_attempt()
+                place.turned_away()
+        finally:
+            place.leave()
+
+    async def _program_ended(self) -> None:
+        while self._instance.row.state == "running":
+            await self._host.registry.wait_change()
+
+    def _check_still_possible(self) -> None:
+        """Much may have happened while it was queued.
+
+        Raises:
+            MigrationFailed: the program has ended.
+            UnknownHost: the destination is a peer no longer.
+        """
+        if self._instance.row.state != "running":
+            raise MigrationFailed(f"enclave {self.record.enclave!r} no longer runs here")
+        peer = self._host.peers.by_key(self._peer.key)
+        if peer is None:
+            raise UnknownHost(
+                f"host {self._peer.name} was removed from the peers while the migration was queued",
+                host=self._peer.name,
+            )
+        if peer != self._peer:
+            self._peer = peer
+            self._attempt = self._new_attempt()
+
+    def _stand_in_queue(self, position: int, waits_for: WaitsFor) -> None:
+        host = self._host.name if waits_for == "slot" else self._peer.name
+        self.record.stand_in_queue(position, host)
+
+    def _accepted(self) -> None:
+        if self._place is not None:
+            self._place.accepted()
+
+    def _converged(self) -> None:
+        if self._instance.agent is not None:
+            self._helpers.start_soon(self._turn.take, self._instance.agent)
 
     async def _run_restored(self) -> None:
         if not self.released:
@@ -336,6 +444,7 @@ class OutgoingMigration:
                     nursery.start_soon(self._attempt.listen)
                 await self._deliver_until_confirmed()
                 nursery.cancel_scope.cancel()
+        self._turn.give_back()
         if self._delivery_scope.cancelled_caught:
             await self._abandon_delivery()
             return

@@ -4,6 +4,8 @@ A peer is a pinned host, but it is told only about enclaves that it has sent her
 here; and it can decide about none.
 """
 
+import trio
+
 import optmigd
 from optmigd.daemon import story
 from optmigd.daemon.answers import Params, param, refuse_unknown
@@ -14,7 +16,9 @@ from optmigd.daemon.nurseries import open_flat_nursery
 from optmigd.daemon.outgoing import OutgoingMigration
 from optmigd.daemon.ownership import find_owner
 from optmigd.daemon.settling import standing_for
+from optmigd.daemon.turns import HOLD_S
 from optmigd.protocol.errors import (
+    MigrationError,
     MigrationFailed,
     OptmigError,
     RemoteProtocolError,
@@ -41,6 +45,7 @@ _KNOWN = {
     "outcome": frozenset({"migration_id"}),
     "owner": frozenset({"enclave", "generation", "hops"}),
     "standing": frozenset({"migration_id"}),
+    "turn": frozenset({"migration_id"}),
 }
 
 
@@ -64,6 +69,9 @@ async def converse(host: Host, link: Link) -> None:
 
 
 async def _take_offer(host: Host, link: Link, offer: Offer) -> None:
+    refused = host.incoming.get(offer.migration_id)
+    if refused is not None and refused.turned_away and refused.peer_key == link.peer.key:
+        await refused.supersede()
     known = offer.migration_id in host.incoming or await host.journal.migration(offer.migration_id)
     if known:
         text = "this migration has been offered before"
@@ -135,6 +143,8 @@ async def _result(host: Host, link: Link, query: Query) -> Params:
     if method == "outcome":
         return await _outcome(host, link, param(params, "migration_id", bytes))
     asker = link.peer.key
+    if method == "turn":
+        return await _turn(host, link, param(params, "migration_id", bytes))
     if method == "standing":
         return {"standing": await standing_for(host, param(params, "migration_id", bytes), asker)}
     enclave = param(params, "enclave", str)
@@ -180,6 +190,18 @@ async def _logs(host: Host, link: Link, enclave: str, params: Params) -> Params:
         emit,
         follow=param(params, "follow", bool, False),
     )
+
+
+async def _turn(host: Host, link: Link, migration_id: bytes) -> Params:
+    """Give the source of a migration to here this host's switchover turn, while it listens."""
+    incoming = host.incoming.get(migration_id)
+    if incoming is None or incoming.peer_key != link.peer.key:
+        raise MigrationError(f"no migration {migration_id.hex()} to host {host.name} is under way")
+    with host.turns.join() as waiter:
+        await waiter.turn()
+        await link.send(QueryEvent({"turn": True}))
+        await trio.sleep(HOLD_S)
+    return {}
 
 
 async def _outcome(host: Host, link: Link, migration_id: bytes) -> Params:

@@ -71,6 +71,20 @@ class MigrationRecord:
     progress: Params = field(default_factory=dict)
     report: Params = field(default_factory=dict)
     error: Params | None = None
+    settings: Params = field(default_factory=dict)
+    queue: Params | None = None
+    queued_time_ms: float = 0.0
+
+    def stand_in_queue(self, position: int, waits_for: str) -> None:
+        """Note a new place in the queue before a host; position 0: it is its turn."""
+        place = {"position": position, "waits_for": waits_for}
+        self.queue = place if position else None
+        self._tell({"queue": place})
+
+    def change_settings(self, settings: Params) -> None:
+        """Note what a client has changed."""
+        self.settings = settings
+        self._tell({"settings": settings})
 
     def set_state(self, state: str) -> None:
         """Enter a state and tell the watchers; nothing if it is in it already."""
@@ -102,6 +116,7 @@ class MigrationRecord:
     def finish(self, state: str, error: Params | None = None) -> None:
         """Enter a final state."""
         self.error = error
+        self.queue = None
         self.set_state(state)
 
     def summary(self) -> Params:
@@ -112,6 +127,8 @@ class MigrationRecord:
             "peer": self.peer,
             "state": self.state,
             "mode": self.mode,
+            "queue": self.queue,
+            "settings": self.settings,
             "progress": self.progress,
             "error": self.error,
         }
@@ -128,6 +145,7 @@ class MigrationRecord:
             "state": self.state,
             "platform": self.report.get("platform", self.platform),
             "rounds": rounds if isinstance(rounds, list) else self.rounds,
+            "queued_time_ms": round(self.queued_time_ms, 3),
         }
         for key, default in _REPORT.items():
             value = self.report.get(key)

@@ -16,7 +16,7 @@ from optmigd.daemon.journal import MigrationRow
 from optmigd.daemon.nurseries import open_flat_nursery
 from optmigd.daemon.outgoing import OutgoingMigration
 from optmigd.daemon.registry import Instance
-from optmigd.daemon.source import MigrateOptions
+from optmigd.daemon.source import CHANGEABLE, MigrateOptions
 from optmigd.protocol.errors import (
     AlreadyMigrating,
     MigrationError,
@@ -148,13 +148,43 @@ async def _migrate(context: Context, params: Params) -> Params:
 
 
 async def _cancel(context: Context, params: Params) -> Params:
-    instance = _here(context.host, params)
+    return await _outgoing(_here(context.host, params), "cancel the migration").cancel()
+
+
+async def _set(context: Context, params: Params) -> Params:
+    host = context.host
+    instance = (
+        _by_migration(host, param(params, "migration_id", str))
+        if "migration_id" in params
+        else _here(host, params)
+    )
+    migration = _outgoing(instance, "change the migration")
+    changes: Params = {
+        name: param(params, name, kind)
+        for name, kind in (("downtime_limit_ms", float), ("max_bandwidth", int), ("on_stall", str))
+        if name in params
+    }
+    _refuse_wrong(params, _faults(**changes))
+    if not changes:
+        raise RemoteProtocolError(f"expected one of {', '.join(CHANGEABLE)} to change")
+    return await migration.change(changes)
+
+
+def _by_migration(host: Host, migration_id: str) -> Instance:
+    for instance in host.registry.live():
+        migration = instance.migration
+        if migration is not None and migration.record.migration_id.hex() == migration_id:
+            return instance
+    raise MigrationError(f"no migration {migration_id} is in progress here")
+
+
+def _outgoing(instance: Instance, what: str) -> OutgoingMigration:
     migration = instance.migration
     if isinstance(migration, OutgoingMigration):
-        return await migration.cancel()
+        return migration
     if migration is not None:
         raise MigrationError(
-            f"enclave {instance.enclave!r} is on its way here: cancel the migration on host "
+            f"enclave {instance.enclave!r} is on its way here: {what} on host "
             f"{migration.record.peer}",
             enclave=instance.enclave,
         )
@@ -251,21 +281,29 @@ def _options(host: Host, params: Params, *, dry_run: bool) -> MigrateOptions:
         verify=param(params, "verify", bool, False),
         dry_run=dry_run,
     )
-    wrong = [
-        text
-        for fault, text in (
-            (options.mode not in ("precopy", "stop-and-copy"), "mode: precopy or stop-and-copy"),
-            (options.on_stall not in ("throttle", "switch", "abort"), "on_stall: throttle, …"),
-            (not 1 <= options.streams <= MAX_STREAMS, f"streams: 1 to {MAX_STREAMS}"),
-            (not options.downtime_limit_ms > 0, "downtime_limit_ms: above 0"),
-            (not options.timeout_s >= 0, "timeout_s: 0 or more"),
-            (options.max_bandwidth < 0, "max_bandwidth: 0 or more"),
-        )
-        if fault
+    faults = [
+        (options.mode not in ("precopy", "stop-and-copy"), "mode: precopy or stop-and-copy"),
+        (not 1 <= options.streams <= MAX_STREAMS, f"streams: 1 to {MAX_STREAMS}"),
+        (not options.timeout_s >= 0, "timeout_s: 0 or more"),
     ]
+    _refuse_wrong(params, [*faults, *_faults(**options.changeable())])
+    return options
+
+
+def _faults(
+    *, downtime_limit_ms: float = 1.0, max_bandwidth: int = 0, on_stall: str = "abort"
+) -> list[tuple[bool, str]]:
+    return [
+        (on_stall not in ("throttle", "switch", "abort"), "on_stall: throttle, switch or abort"),
+        (not downtime_limit_ms > 0, "downtime_limit_ms: above 0"),
+        (max_bandwidth < 0, "max_bandwidth: 0 or more"),
+    ]
+
+
+def _refuse_wrong(params: Params, faults: list[tuple[bool, str]]) -> None:
+    wrong = [text for fault, text in faults if fault]
     if wrong:
         raise RemoteProtocolError(f"expected {'; '.join(wrong)}; found {params}")
-    return options
 
 
 def _start(host: Host, params: Params, options: MigrateOptions) -> OutgoingMigration:
@@ -338,6 +376,7 @@ _METHODS: dict[str, tuple[_Handler, frozenset[str]]] = {
         },
     ),
     "cancel": (_cancel, frozenset({"enclave"})),
+    "set": (_set, frozenset({"enclave", "migration_id", *CHANGEABLE})),
     "watch": (_watch, frozenset({"enclave"})),
     "host_identity": (_host_identity, frozenset()),
     "host_peers": (_host_peers, frozenset()),

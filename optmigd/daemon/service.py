@@ -14,7 +14,9 @@ from optmigd.config import HostIdentity, PeerBook, Settings, parse_address
 from optmigd.daemon import requests
 from optmigd.daemon.adoption import adopt
 from optmigd.daemon.answers import Params
+from optmigd.daemon.bandwidth import Bandwidth
 from optmigd.daemon.control import ControlServer, Emit, bind_control_socket
+from optmigd.daemon.departures import Departures
 from optmigd.daemon.events import EventHub
 from optmigd.daemon.host import Host
 from optmigd.daemon.images import ImageStore
@@ -87,6 +89,8 @@ async def serve(
                             hub=EventHub(),
                             nursery=nursery,
                             log=log,
+                            departures=Departures(settings.limits.max_outgoing),
+                            bandwidth=Bandwidth(settings.limits.max_bandwidth),
                         )
                         if settings.platform.name == "sim":
                             log.warning(

@@ -5,6 +5,7 @@ that an attempt which fails ends with the agent's word: either it has resumed th
 released it. Nothing in between is ever reported as an outcome.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -13,6 +14,7 @@ import trio
 from optmigd.config import Peer
 from optmigd.daemon.agents import CONNECTION_LOST, Agent, AgentConnectionLost, Event
 from optmigd.daemon.answers import Params, merged, param
+from optmigd.daemon.bandwidth import Share
 from optmigd.daemon.host import Host
 from optmigd.daemon.link import Link, refusal
 from optmigd.daemon.nurseries import open_flat_nursery
@@ -47,6 +49,9 @@ WITHDRAW_RETRY_S = 1.0
 ABORT_SEND_TIMEOUT_S = 1.0
 
 
+CHANGEABLE = ("downtime_limit_ms", "max_bandwidth", "on_stall")
+
+
 @dataclass(frozen=True)
 class MigrateOptions:
     """What was asked for; `max_bandwidth` in bytes per second, `timeout_s`; 0: no limit."""
@@ -59,6 +64,18 @@ class MigrateOptions:
     on_stall: str
     verify: bool
     dry_run: bool
+
+    def changeable(self) -> Params:
+        """What of it can be changed while the migration is under way."""
+        return {name: getattr(self, name) for name in CHANGEABLE}
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What an attempt tells at once: the destination has room; the rounds have converged."""
+
+    accepted: Callable[[], None]
+    converged: Callable[[], None]
 
 
 class Attempt:
@@ -76,6 +93,7 @@ class Attempt:
         migration_id: bytes,
         record: MigrationRecord,
         log: structlog.stdlib.BoundLogger,
+        hooks: "Hooks",
     ) -> None:
         """Prepare it; nothing is sent yet."""
         self.token: bytes | None = None
@@ -83,14 +101,18 @@ class Attempt:
         self.ended_event = trio.Event()
         self.blockers: list[Blocker] = []
         self.link: Link | None = None
-        self.duplicates = StreamDuplicates()
+        self.duplicates = StreamDuplicates(options.streams)
         self._host = host
         self._instance = instance
         self._peer = peer
         self._options = options
+        self._share: Share | None = None
+        self._agreeing = trio.Lock()
+        self._exported = False
         self._migration_id = migration_id
         self._record = record
         self._log = log
+        self._hooks = hooks
         self._events: trio.MemoryReceiveChannel[Event] | None = None
 
     def subscribe(self, agent: Agent) -> None:
@@ -109,14 +131,33 @@ class Attempt:
         self.blockers = blockers_from_fields(status.get("blockers"))
         self.link = link = await self._host.dial(self._peer)
         tickets = await self._agree(link, status)
+        self._hooks.accepted()
         dry_run = self._options.dry_run or bool(self.blockers)
         self.subscribe(agent)
         async with open_flat_nursery() as nursery:
             nursery.start_soon(self._relay_from_agent, link, nursery.cancel_scope)
             nursery.start_soon(self._relay_from_peer, link, agent)
-            await agent.request("export", self._export_params(dry_run))
+            async with self._agreeing:
+                await agent.request("export", self._export_params(dry_run))
+                self._exported = True
             if not dry_run:
-                await self._open_streams(agent, tickets)
+                await self._send_beside_others(agent, tickets)
+
+    async def change(self, options: MigrateOptions, changes: Params) -> None:
+        """Go on with other options: `changes` says which differ.
+
+        Raises:
+            AlreadyReleased: it is too late.
+            OptmigError: the agent did not take them: nothing was changed.
+        """
+        async with self._agreeing:
+            if self._exported:
+                agent = self._instance.live_agent()
+                await agent.request("set", {"migration_id": self._migration_id, **changes})
+            self._options = options
+        if self._share is not None:
+            # Also where only another limit was changed: the agent may have set the streams' rate.
+            self._share.change(options.max_bandwidth)
 
     async def withdraw(self, *, ended_timeout_s: float = ENDED_TIMEOUT_S) -> None:
         """Have the agent resume the program.
@@ -221,9 +262,17 @@ class Attempt:
             "timeout_s": options.timeout_s,
             "switchover_stall_s": self._host.settings.migration.switchover_stall_s,
             "dry_run": dry_run,
+            "ask_for_turn": True,
             "source_host": self._host.identity.public,
             "destination_host": self._peer.key,
         }
+
+    async def _send_beside_others(self, agent: Agent, tickets: list[bytes]) -> None:
+        """Open the streams, and share the host's bandwidth until cancelled."""
+        limit = self._options.max_bandwidth
+        with self._host.bandwidth.share(limit, self.duplicates.pace) as self._share:
+            await self._open_streams(agent, tickets)
+            await trio.sleep_forever()
 
     async def _open_streams(self, agent: Agent, tickets: list[bytes]) -> None:
         if len(tickets) != self._options.streams:
@@ -231,16 +280,9 @@ class Attempt:
                 f"expected {self._options.streams} tickets from host {self._peer.name}, found "
                 f"{len(tickets)}"
             )
-        # 0 is no limit, so a small limit must not be divided down to it.
-        share = -(-self._options.max_bandwidth // len(tickets))
 
         async def open_one(index: int, ticket: bytes) -> None:
-            sock = await dial_stream(
-                self._peer,
-                ticket,
-                max_bandwidth=share,
-                limits=self._host.settings.limits,
-            )
+            sock = await dial_stream(self._peer, ticket, self._host.settings.limits)
             self.duplicates.keep(sock)
             params = {"migration_id": self._migration_id, "index": index}
             await agent.request("add_stream", params, fd=sock.fileno())
@@ -292,6 +334,8 @@ class Attempt:
         elif event["event"] == "ended":
             self.ended = params
             self.ended_event.set()
+        elif event["event"] == "converged":
+            self._hooks.converged()
         else:
             state = self._record.state
             self._record.take(event["event"], params)

@@ -18,17 +18,15 @@ from optmigd.protocol.link import DATA_PREAMBLE, TICKET_OK
 
 # Source: include/uapi/asm-generic/socket.h; Python 3.11 does not name it.
 _SO_MAX_PACING_RATE = 47
+_UNPACED = (1 << 8 * struct.calcsize("@L")) - 1
 
 
-async def dial_stream(
-    peer: Peer, ticket: bytes, *, max_bandwidth: int, limits: LimitSettings
-) -> socket.socket:
+async def dial_stream(peer: Peer, ticket: bytes, limits: LimitSettings) -> socket.socket:
     """Connect one data stream and have its ticket accepted.
 
     Args:
         peer: where to.
         ticket: of 32 bytes, from the peer's `Accepted`.
-        max_bandwidth: bytes per second that the kernel lets out; 0: no limit.
         limits: how long connecting and the ticket may take together, and how long a dead peer
             goes unnoticed.
 
@@ -44,9 +42,6 @@ async def dial_stream(
             stream = await trio.open_tcp_stream(peer.host, peer.port)
             async with _ClosedOnError(stream):
                 tune_data_stream(stream.socket, limits.stream_idle_timeout_s)
-                if max_bandwidth:
-                    rate = struct.pack("@L", max_bandwidth)
-                    stream.socket.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
                 await stream.send_all(DATA_PREAMBLE + ticket)
                 if await stream.receive_some(len(TICKET_OK)) != TICKET_OK:
                     raise MigrationFailed(
@@ -93,13 +88,31 @@ def take_socket(stream: trio.SocketStream) -> socket.socket:
 class StreamDuplicates:
     """The daemon's duplicates of one migration's data streams."""
 
-    def __init__(self) -> None:
-        """Start with none."""
+    def __init__(self, count: int = 1) -> None:
+        """Start with none.
+
+        Args:
+            count: how many there will be; a rate is divided among so many.
+        """
+        self._count = count
+        self._pace = _UNPACED
         self._sockets: list[socket.socket] = []
 
     def keep(self, sock: socket.socket) -> None:
         """Own a socket from now on."""
         self._sockets.append(sock)
+        self._set_pace(sock)
+
+    def pace(self, rate: int) -> None:
+        """Let the kernel send at most so many bytes per second over all of them; 0: no limit."""
+        # 0 is no limit, so a small limit must not be divided down to it.
+        self._pace = -(-rate // self._count) or _UNPACED
+        for sock in self._sockets:
+            self._set_pace(sock)
+
+    def _set_pace(self, sock: socket.socket) -> None:
+        value = struct.pack("@L", self._pace)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, value)
 
     def cut(self) -> None:
         """End every stream for both hosts at once, and let go of it."""

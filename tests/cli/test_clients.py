@@ -44,6 +44,7 @@ CALLS: list[tuple[str, tuple[Any, ...], str, Params, Params, Any]] = [
     ("stop", ("join",), "stop", {"enclave": "join"}, {"exit_status": 3}, {"exit_status": 3}),
     ("check", ("join", "b"), "check", {"enclave": "join", "host": "b"}, {"x": 1}, {"x": 1}),
     ("cancel", ("join",), "cancel", {"enclave": "join"}, {"state": "x"}, {"state": "x"}),
+    ("change", ("join",), "set", {"enclave": "join"}, {"on_stall": "x"}, {"on_stall": "x"}),
     ("host_identity", (), "host_identity", {}, {"name": "a"}, {"name": "a"}),
     ("host_peers", (), "host_peers", {}, {"peers": [1]}, [1]),
     ("host_add", ("b", "h:1", "k"), "host_add", PEER, {}, None),

@@ -192,6 +192,42 @@ def test_check_without_blockers_gives_the_forecast(optmigctl: Ctl) -> None:
     assert "2000 pages/s (8.19 MB/s)" in done.out
 
 
+def test_set_says_how_a_migration_goes_on(optmigctl: Ctl) -> None:
+    answer = {
+        "migration_id": "0f",
+        "downtime_limit_ms": 50.0,
+        "max_bandwidth": 100_000_000,
+        "on_stall": "switch",
+    }
+    with ControlServer(set=lambda params: answer) as server:
+        changed = optmigctl(server, "set", "join", "--downtime-limit", "50", "--on-stall", "switch")
+        assert changed.out == (
+            "migration 0f: downtime limit 50 ms, bandwidth at most 100 MB/s, on stall switch\n"
+        )
+        assert optmigctl(server, "set", "0f" * 16, "--max-bandwidth", "100MB/s", "--json").json == (
+            answer
+        )
+        assert server.requests == [
+            ("set", {"enclave": "join", "downtime_limit_ms": 50.0, "on_stall": "switch"}),
+            ("set", {"migration_id": "0f" * 16, "max_bandwidth": 100_000_000}),
+        ]
+        nothing = optmigctl(server, "set", "join")
+        assert (nothing.code, len(server.requests)) == (2, 2)
+
+
+def test_a_queued_migration_is_shown_with_its_place(optmigctl: Ctl) -> None:
+    queue = {"position": 2, "waits_for": "b"}
+    migration = {"migration_id": "0f", "state": "setup", "role": "source", "peer": "b"}
+    queued = {**STATUS, "state": "migrating", "migration": {**migration, "queue": queue}}
+    handlers: Params = {
+        "list": lambda params: {"enclaves": [queued]},
+        "status": lambda params: queued,
+    }
+    with ControlServer(**handlers) as server:
+        assert "migrating (queued, place 2)" in optmigctl(server, "list").out
+        assert "place 2: host b is at its limit" in optmigctl(server, "status", "join").out
+
+
 def test_cancel_says_what_became_of_it(optmigctl: Ctl) -> None:
     answer = {"migration_id": "0f", "state": "cancelling"}
     with ControlServer(cancel=lambda params: answer) as server:

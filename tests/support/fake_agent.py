@@ -14,13 +14,15 @@ The policy of the enclave, which the daemons hand on unread, is a script in JSON
 with `code`. `die_at`: end the agent. `refuse`: blockers of the destination. `ignore_tokens`: how
 many tokens the destination leaves unanswered. `resumed_when`: a file; the destination runs, and
 does not say so until it is there. `release_first`: let a cancel lose the race against
-the release: ends the hold, and answers when it has released. At the top, `status_blockers` are the
+the release: ends the hold, and answers when it has released. `converge`: the source asks for its
+switchover turn and waits for it; the file that it names gets a line when it has it, and one when it
+has moved. At the top, `status_blockers` are the
 source's own, and `launch_error` refuses to launch. The file `exited` in INSTANCE_DIR says that the
 program has ended, `withdrawn` that it was cancelled, `kept` that a cancel came after the token.
 """
 
 # It polls, and touches files where it likes: it is a scripted program, not a daemon.
-# ruff: noqa: ASYNC110, ASYNC240
+# ruff: noqa: ASYNC110, ASYNC230, ASYNC240
 
 import argparse
 import hashlib
@@ -151,6 +153,7 @@ class Agent:
         self.params: Params = {}
         self.streams: dict[int, socket.socket] = {}
         self.heard: trio.MemorySendChannel[tuple[str, bytes]]
+        self.turn = trio.Event()
         self.scope = trio.CancelScope()
         self.tokens = 0
         self.confirmation = b""
@@ -245,6 +248,18 @@ class Agent:
         self.scope.cancel()
         return {}
 
+    async def do_take_turn(self, _params: Params, _fd: int | None) -> Params:
+        self.turn.set()
+        return {}
+
+    async def do_set(self, params: Params, _fd: int | None) -> Params:
+        if params.pop("migration_id") != self.migration_id or not self.migrating:
+            raise EnclaveError("no such migration")
+        if self.state == "released":
+            raise AlreadyReleased("too late")
+        (self.directory / "set").write_text(json.dumps(params))
+        return {}
+
     def _identity(self) -> Params:
         return {"measurement": MEASUREMENT, "platform": "sim", "tracker": "kernel"}
 
@@ -254,6 +269,7 @@ class Agent:
         self.confirmation = b""
         self.migration_id = params["migration_id"]
         self.streams = {}
+        self.turn = trio.Event()
         self.scope = trio.CancelScope()
         self.heard, self.to_hear = trio.open_memory_channel[tuple[str, bytes]](64)
 
@@ -345,6 +361,10 @@ class Agent:
         for one in rounds:
             await self._tell("round", one)
             await self._tell("progress", {**_progress(), "round_no": one["round_no"]})
+        if "converge" in mine:
+            await self._tell("converged", {})
+            await self.turn.wait()
+            await _note(mine["converge"], f"{self.params['migration_id'].hex()} turn")
         await self._enter("switchover", mine)
         digest = hashlib.sha256(b"".join(parts)).digest()
         await self._say(digest)
@@ -360,6 +380,8 @@ class Agent:
             if await self._hear("resumed_delivered") != b"resumed " + token:
                 raise Refused("failed")
         del self.daemon.repeated["release"]
+        if "converge" in mine:
+            await _note(mine["converge"], f"{self.params['migration_id'].hex()} left")
         return {
             "rounds": rounds,
             "total_bytes": len(content),
@@ -415,6 +437,13 @@ class Agent:
             if event == "token_delivered" and payload == expected:
                 again = {"migration_id": migration_id, "payload": self.confirmation}
                 await self.daemon.tell("resumed", again)
+
+
+async def _note(path: str, line: str) -> None:
+    """Add a line, and let others do so meanwhile."""
+    with open(path, "a") as file:
+        file.write(line + "\n")
+    await trio.sleep(0.05)
 
 
 def _content(path: str) -> str:
