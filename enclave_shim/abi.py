@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 CTL_MAGIC = 0x4C54434D4954504F
 RT_MAGIC = 0x54524D4954504F01
 
@@ -29,6 +29,10 @@ RT_MAX_FDS = 1000
 RT_MAX_OFDS = 1000
 RT_PATH_BYTES = 1024
 RT_MAX_VMAS = 65536
+RT_MAX_WATCHES = 4096
+RT_CONTENT_BYTES = 4 << 20
+RT_PLACE_CALLERS = 6
+CTL_MAX_REFUSED = 16
 RT_MAX_SHARED = 32
 
 
@@ -72,9 +76,28 @@ class OfdKind(IntEnum):
     STDIN = 5
     OUTPUT = 6
     BLOCKER = 7
+    PIPE = 8
+    SOCKETPAIR = 9
+    EVENTFD = 10
+    EPOLL = 11
+    TIMERFD = 12
+    SIGNALFD = 13
+
+
+class Block(IntEnum):
+    """`ofd.blocker`: why a kind that can be carried cannot be now."""
+
+    NONE = 0
+    UNLINKED = 1
+    DIRECTORY = 2
+    LOCKED = 3
+    OUTSIDE = 4
+    CONTENT = 5
 
 
 FD_OPEN = 1
+
+RT_PLACE = np.dtype([("nr", "<u8"), ("ip", "<u8"), ("callers", "<u8", (RT_PLACE_CALLERS,))])
 
 CTL = np.dtype(
     [
@@ -109,9 +132,8 @@ CTL = np.dtype(
         ("running_ns", "<u8"),
         ("syscalls", "<u8"),
         ("unsupported", "<u8", (8,)),
-        ("unsupported_ip", "<u8", (4,)),
-        ("unsupported_nr", "<u8", (4,)),
-        ("unsupported_seq", "<u4"),
+        ("refused", RT_PLACE, (CTL_MAX_REFUSED,)),
+        ("refused_count", "<u4"),
         ("vma_limit_hit", "<u4"),
         ("command_seq", "<u4"),
         ("command", "<u4"),
@@ -129,6 +151,38 @@ CTL_OFFSETS = {name: int(place[1]) for name, place in (CTL.fields or {}).items()
 
 RT_FD = np.dtype([("state", "<u4"), ("cloexec", "<u4"), ("ofd", "<u4"), ("pad", "<u4")], align=True)
 
+RT_OBJECT = np.dtype(
+    [
+        ("peer", "<u4"),
+        ("type", "<u4"),
+        ("value", "<u8"),
+        ("due_ns", "<i8"),
+        ("interval_ns", "<i8"),
+        ("content", "<u4"),
+        ("content_bytes", "<u4"),
+        ("messages", "<u4"),
+        ("shut", "<u4"),
+        ("send_bytes", "<i4"),
+        ("receive_bytes", "<i4"),
+        ("receive_timeout", "<i8", (2,)),
+        ("send_timeout", "<i8", (2,)),
+    ],
+    align=True,
+)
+
+RT_WATCH = np.dtype(
+    [
+        ("epoll", "<u4"),
+        ("target", "<u4"),
+        ("fd", "<u4"),
+        ("events", "<u4"),
+        ("data", "<u8"),
+        ("absent", "<u4"),
+        ("pad", "<u4"),
+    ],
+    align=True,
+)
+
 RT_OFD = np.dtype(
     [
         ("kind", "<u4"),
@@ -136,6 +190,8 @@ RT_OFD = np.dtype(
         ("flags", "<u4"),
         ("blocker", "<u4"),
         ("offset", "<i8"),
+        ("object", RT_OBJECT),
+        ("made", RT_PLACE),
         ("path", f"S{RT_PATH_BYTES}"),
     ],
     align=True,
@@ -210,6 +266,10 @@ RT_STATE = np.dtype(
         ("fds", RT_FD, (RT_MAX_FDS,)),
         ("ofds", RT_OFD, (RT_MAX_OFDS,)),
         ("vmas", RT_VMA, (RT_MAX_VMAS,)),
+        ("watch_high", "<u4"),
+        ("content_used", "<u4"),
+        ("watches", RT_WATCH, (RT_MAX_WATCHES,)),
+        ("content", "u1", (RT_CONTENT_BYTES,)),
     ],
     align=True,
 )
@@ -218,6 +278,9 @@ RT_STATE = np.dtype(
 STRUCTS = {
     "ctl": CTL,
     "rt_fd": RT_FD,
+    "rt_place": RT_PLACE,
+    "rt_object": RT_OBJECT,
+    "rt_watch": RT_WATCH,
     "rt_ofd": RT_OFD,
     "rt_vma": RT_VMA,
     "rt_sigaction": RT_SIGACTION,

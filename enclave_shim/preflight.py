@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import Literal
 
 from optmigd.enclave_shim import abi
-from optmigd.enclave_shim.abi import OfdKind
+from optmigd.enclave_shim.abi import Block, OfdKind
 from optmigd.enclave_shim.arena import Arena
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.session import FileNeed
 
 READ_BYTES = 1 << 20
 SPARE_MEMORY_BYTES = 64 << 20
-_BLOCKED_NOW = {
-    1: ("file-deleted", "it was removed while the program has it open"),
-    2: ("directory-open", "the program is in the middle of listing it"),
-    3: ("file-locked", "the program holds a lock on it"),
-    4: ("file-writable", "the program writes it; it is neither in its own directory nor shared"),
+_BLOCKED_NOW: dict[int, tuple[str, str]] = {
+    Block.UNLINKED: ("file-deleted", "it was removed while the program has it open"),
+    Block.DIRECTORY: ("directory-open", "the program is in the middle of listing it"),
+    Block.LOCKED: ("file-locked", "the program holds a lock on it"),
+    Block.OUTSIDE: (
+        "file-writable",
+        "the program writes it; it is neither in its own directory nor shared",
+    ),
+    Block.CONTENT: ("pipe", "more stands unread in it than can be carried"),
 }
 
 

@@ -16,7 +16,7 @@ typedef unsigned long u64;
 typedef int i32;
 typedef long i64;
 
-#define OPTMIG_ABI_VERSION 1u
+#define OPTMIG_ABI_VERSION 2u
 #define OPTMIG_CTL_MAGIC 0x4c54434d4954504full /* "OPTMICTL" */
 #define OPTMIG_RT_MAGIC 0x54524d4954504f01ull
 
@@ -46,6 +46,15 @@ enum {
 /* ctl.command, written by the agent while the runtime waits (mode restore) */
 enum { CMD_NONE = 0, CMD_POPULATE = 1, CMD_PREPARE = 2, CMD_RUN = 3, CMD_QUIT = 4 };
 
+#define RT_PLACE_CALLERS 6
+#define CTL_MAX_REFUSED 16
+/* Where in the program a call was made: its instruction, and words found on the stack that follow a
+ * call instruction, nearest first. A guess for people: what is no return address may be among them. */
+struct rt_place {
+  u64 nr, ip;
+  u64 callers[RT_PLACE_CALLERS];
+};
+
 struct ctl {
   u64 magic;
   u32 abi_version;
@@ -68,8 +77,8 @@ struct ctl {
   u64 boot_ns, parked_ns, prepared_ns, running_ns; /* CLOCK_MONOTONIC of this host */
   u64 syscalls;                                    /* mediated calls since boot */
   u64 unsupported[8];                              /* bit per call number that was answered with ENOSYS */
-  u64 unsupported_ip[4], unsupported_nr[4];        /* the last four: where, and which */
-  u32 unsupported_seq;
+  struct rt_place refused[CTL_MAX_REFUSED];        /* the first ones, each place once */
+  u32 refused_count;
   u32 vma_limit_hit;
   /* ---- written by the agent ---- */
   u32 command_seq; /* futex: raised for each command */
@@ -89,6 +98,8 @@ struct ctl {
 #define RT_MAX_OFDS 1000
 #define RT_PATH_BYTES 1024
 #define RT_MAX_VMAS 65536
+#define RT_MAX_WATCHES 4096         /* registrations of all epoll instances together */
+#define RT_CONTENT_BYTES (4u << 20) /* what stands unread in pipes and socket pairs, together */
 
 enum { FD_FREE = 0, FD_OPEN = 1 };
 /* ofd.kind */
@@ -100,7 +111,49 @@ enum {
   OFD_DEVICE = 4,   /* /dev/null, zero, full, random, urandom; absolute path */
   OFD_STDIN = 5,
   OFD_OUTPUT = 6,
-  OFD_BLOCKER = 7 /* cannot be carried across; path tells what it is: "socket", "pipe", … */
+  OFD_BLOCKER = 7, /* cannot be carried across; path tells what it is: "socket", "inotify", … */
+  /* objects of the kernel within the enclave, made anew on the next host: struct rt_object */
+  OFD_PIPE = 8,
+  OFD_SOCKETPAIR = 9,
+  OFD_EVENTFD = 10,
+  OFD_EPOLL = 11, /* its registrations: rt_state.watches */
+  OFD_TIMERFD = 12,
+  OFD_SIGNALFD = 13
+};
+
+/* ofd.blocker: why a carried kind blocks now */
+enum {
+  BLOCK_NONE = 0,
+  BLOCK_UNLINKED = 1,
+  BLOCK_DIRECTORY = 2, /* an open directory in mid-read */
+  BLOCK_LOCKED = 3,
+  BLOCK_OUTSIDE = 4, /* written outside own and shared paths */
+  BLOCK_CONTENT = 5  /* more stands unread in it than can be carried */
+};
+
+/* What an open file description is that has no path. Filled while the program is parked. */
+struct rt_object {
+  u32 peer;                      /* pipe, socket pair: 1 + the other end's ofd; 0: closed */
+  u32 type;                      /* socket pair: SOCK_…; eventfd: 1 a semaphore; timerfd: its clock */
+  u64 value;                     /* eventfd: its count; signalfd: its mask; pipe: capacity, bytes */
+  i64 due_ns;                    /* timerfd: first expiry that was not read, virtual time; 0: none */
+  i64 interval_ns;               /* timerfd */
+  u32 content, content_bytes;    /* what can be read from it: a part of rt_state.content */
+  u32 messages;                  /* 1: the content is messages, each after its length (u32) */
+  u32 shut;                      /* socket pair: 1 shut for reading, 2 for writing */
+  i32 send_bytes, receive_bytes; /* socket pair: SO_SNDBUF, SO_RCVBUF as they are set */
+  i64 receive_timeout[2], send_timeout[2]; /* socket pair: struct timeval */
+};
+
+/* One registration of an epoll instance. The kernel's own `data` is the index of this slot. */
+struct rt_watch {
+  u32 epoll;  /* 1 + the instance's ofd; 0: a free slot */
+  u32 target; /* ofd */
+  u32 fd;     /* the number it was registered with */
+  u32 events;
+  u64 data;   /* the program's */
+  u32 absent; /* 1: disabled by EPOLLONESHOT before a move, so not in this process's instance */
+  u32 pad;
 };
 
 struct rt_fd {
@@ -114,9 +167,10 @@ struct rt_ofd {
   u32 kind;
   u32 refs;
   u32 flags;   /* of open(2), without O_CREAT, O_EXCL, O_TRUNC */
-  u32 blocker; /* 0, or why a carried kind blocks now: 1 unlinked, 2 open directory in mid-read, 3 locked, 4
-                  written outside */
+  u32 blocker; /* BLOCK_… */
   i64 offset;  /* kept up to date at quiesce */
+  struct rt_object object;
+  struct rt_place made; /* only for kinds without a path */
   char path[RT_PATH_BYTES];
 };
 
@@ -175,6 +229,9 @@ struct rt_state {
   struct rt_fd fds[RT_MAX_FDS];
   struct rt_ofd ofds[RT_MAX_OFDS];
   struct rt_vma vmas[RT_MAX_VMAS];
+  u32 watch_high, content_used;
+  struct rt_watch watches[RT_MAX_WATCHES];
+  u8 content[RT_CONTENT_BYTES];
 };
 
 _Static_assert(sizeof(struct rt_state) <= RT_STATE_BYTES, "rt_state fits its region");

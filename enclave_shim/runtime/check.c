@@ -10,7 +10,8 @@
 #define TASK_END (1ul << 47) /* user addresses end here with four levels of page tables */
 #define USER_CS 0x33
 #define USER_SS 0x2b
-#define O_ACCMODE 3
+#define LONGEST_NS (1l << 62)
+#define LARGEST_PIPE (1ul << 30)
 #define O_NEVER_KEPT 020001300 /* O_CREAT, O_EXCL, O_TRUNC, the bit of O_TMPFILE */
 
 /* Offsets in a signal frame's floating-point state. Source: struct _fpx_sw_bytes and struct
@@ -138,10 +139,81 @@ static void check_threads(void) {
     rt_fail(E_INVAL, "the table of threads is damaged");
 }
 
+static int content_ok(const struct rt_object *b) {
+  if (RT->content_used > RT_CONTENT_BYTES || b->content > RT->content_used ||
+      b->content_bytes > RT->content_used - b->content || b->messages > 1)
+    return 0;
+  u64 left = b->content_bytes;
+  const u8 *at = RT->content + b->content;
+  while (b->messages && left) {
+    u32 length;
+    if (left < sizeof length)
+      return 0;
+    rt_copy(&length, at, sizeof length);
+    if (length > left - sizeof length)
+      return 0;
+    at += sizeof length + length;
+    left -= sizeof length + length;
+  }
+  return 1;
+}
+
+/* Two ends name each other, or the other one is closed. */
+static int pair_ok(const struct rt_ofd *o) {
+  const struct rt_object *b = &o->object;
+  u32 mode = o->flags & O_ACCMODE;
+  int pipe = o->kind == OFD_PIPE;
+  if (pipe ? mode > 1 || b->value < PAGE_BYTES || b->value > LARGEST_PIPE
+           : (b->type != 1 && b->type != 2 && b->type != 5) || b->shut > 3)
+    return 0;
+  if (!pipe && b->messages != (b->type != 1))
+    return 0;
+  if (!b->peer)
+    return content_ok(b);
+  if (b->peer > RT_MAX_OFDS)
+    return 0;
+  const struct rt_ofd *peer = &RT->ofds[b->peer - 1];
+  return content_ok(b) && peer != o && peer->refs && peer->kind == o->kind &&
+         peer->object.peer == (u32)(o - RT->ofds) + 1 && peer->object.type == b->type &&
+         (!pipe || (peer->flags & O_ACCMODE) != mode);
+}
+
+static int object_ok(const struct rt_ofd *o) {
+  const struct rt_object *b = &o->object;
+  if (o->blocker || o->flags & ~(u32)(O_ACCMODE | O_NONBLOCK | O_DIRECT))
+    return 0;
+  switch (o->kind) {
+  case OFD_PIPE:
+  case OFD_SOCKETPAIR: return pair_ok(o);
+  case OFD_EVENTFD: return b->type <= 1 && b->value != ~0ul;
+  case OFD_EPOLL: return 1;
+  case OFD_TIMERFD:
+    return (b->type <= 1 || b->type == 7) && b->due_ns < LONGEST_NS && b->due_ns > -LONGEST_NS &&
+           b->interval_ns >= 0 && b->interval_ns < LONGEST_NS;
+  case OFD_SIGNALFD: return !(b->value & RUNTIME_SIGNALS);
+  default: return 0;
+  }
+}
+
+static void check_watches(void) {
+  if (RT->watch_high > RT_MAX_WATCHES)
+    rt_fail(E_INVAL, "the table of epoll registrations is out of bounds");
+  for (u32 i = 0; i < RT->watch_high; i++) {
+    const struct rt_watch *w = &RT->watches[i];
+    if (!w->epoll)
+      continue;
+    if (w->epoll > RT_MAX_OFDS || w->target >= RT_MAX_OFDS || !RT->ofds[w->epoll - 1].refs ||
+        !RT->ofds[w->target].refs || RT->ofds[w->epoll - 1].kind != OFD_EPOLL)
+      rt_fail(E_INVAL, "the table of epoll registrations is damaged");
+  }
+}
+
 /* A path beneath the own directory is opened so that the kernel keeps it there; any other must be what
  * resolving it again makes of it. */
 static int ofd_ok(const struct rt_ofd *o) {
   struct rt_path p;
+  if (o->kind >= OFD_PIPE)
+    return object_ok(o);
   if (o->blocker || o->flags & O_NEVER_KEPT || o->offset < 0 || !ends(o->path, sizeof o->path))
     return 0;
   switch (o->kind) {
@@ -181,4 +253,5 @@ void rt_check_state(const struct rt_layout *image) {
   check_bounds(image);
   check_threads();
   check_files();
+  check_watches();
 }

@@ -23,13 +23,13 @@
 #define FUTEX_CLOCK_REALTIME 256
 #define FUTEX_CMD(op) ((op) & ~(128 | FUTEX_CLOCK_REALTIME))
 
-static i64 clock_ns(int id) {
+i64 rt_clock_ns(int id) {
   struct timespec64 t;
   i64 r = raw2(__NR_clock_gettime, id, &t);
   return IS_ERR(r) ? 0 : t.sec * NS_PER_S + t.nsec;
 }
 
-static i64 offset_of(i64 id) {
+i64 rt_clock_offset(i64 id) {
   switch (id) {
   case CLOCK_MONOTONIC:
   case CLOCK_MONOTONIC_RAW:
@@ -41,12 +41,12 @@ static i64 offset_of(i64 id) {
   }
 }
 
-static void put_ns(struct timespec64 *t, i64 ns) {
+void rt_put_ns(struct timespec64 *t, i64 ns) {
   t->sec = ns / NS_PER_S;
   t->nsec = ns % NS_PER_S;
 }
 
-static i64 get_ns(const struct timespec64 *t) {
+i64 rt_ns(const struct timespec64 *t) {
   const i64 longest = (1l << 62) / NS_PER_S;
   return t->sec > longest ? 1l << 62 : t->sec * NS_PER_S + t->nsec;
 }
@@ -56,35 +56,35 @@ static int valid(const struct timespec64 *t) {
 }
 
 i64 rt_virtual_mono_ns(void) {
-  return clock_ns(CLOCK_MONOTONIC) + RT->mono_offset_ns;
+  return rt_clock_ns(CLOCK_MONOTONIC) + RT->mono_offset_ns;
 }
 
 void rt_clocks_save(void) {
   RT->parked_mono_ns = (u64)rt_virtual_mono_ns();
-  RT->parked_real_ns = (u64)clock_ns(CLOCK_REALTIME);
-  RT->cpu_offset_ns += clock_ns(CLOCK_PROCESS_CPUTIME);
+  RT->parked_real_ns = (u64)rt_clock_ns(CLOCK_REALTIME);
+  RT->cpu_offset_ns += rt_clock_ns(CLOCK_PROCESS_CPUTIME);
 }
 
 /* The CPU clock of the process that goes on is not counted twice: neither that of the same
  * process after a park, nor what a new one has used while it waited. */
 void rt_cpu_clock_resumed(void) {
-  RT->cpu_offset_ns -= clock_ns(CLOCK_PROCESS_CPUTIME);
+  RT->cpu_offset_ns -= rt_clock_ns(CLOCK_PROCESS_CPUTIME);
 }
 
 void rt_clocks_restore(void) {
-  i64 gap = clock_ns(CLOCK_REALTIME) - (i64)RT->parked_real_ns;
+  i64 gap = rt_clock_ns(CLOCK_REALTIME) - (i64)RT->parked_real_ns;
   if (gap < 0 || gap > LONGEST_GAP_NS)
     gap = 0;
-  RT->mono_offset_ns = (i64)RT->parked_mono_ns + gap - clock_ns(CLOCK_MONOTONIC);
+  RT->mono_offset_ns = (i64)RT->parked_mono_ns + gap - rt_clock_ns(CLOCK_MONOTONIC);
   rt_cpu_clock_resumed();
 }
 
 i64 sys_clock_gettime(struct call *c) {
   i64 r = rt_forward(c);
-  i64 offset = offset_of((i64)(i32)c->a);
+  i64 offset = rt_clock_offset((i64)(i32)c->a);
   if (!IS_ERR(r) && offset) {
     struct timespec64 *t = (struct timespec64 *)c->b;
-    put_ns(t, get_ns(t) + offset);
+    rt_put_ns(t, rt_ns(t) + offset);
   }
   return r;
 }
@@ -93,17 +93,17 @@ i64 sys_clock_gettime(struct call *c) {
 static i64 sleep_until(struct call *c, i64 clock, i64 deadline, struct timespec64 *left) {
   struct wait_state w = rt_wait_begin(c);
   for (;;) {
-    i64 remaining = deadline - clock_ns((int)clock) - offset_of(clock);
+    i64 remaining = deadline - rt_clock_ns((int)clock) - rt_clock_offset(clock);
     if (remaining <= 0)
       return 0;
     struct timespec64 t;
-    put_ns(&t, remaining);
+    rt_put_ns(&t, remaining);
     i64 r = rt_waiting(c, __NR_clock_nanosleep, clock, 0, (i64)&t, 0, 0, 0);
     if (rt_wait_again(c, &w, r))
       continue;
     if (r == -E_INTR && left) {
-      remaining = deadline - clock_ns((int)clock) - offset_of(clock);
-      put_ns(left, remaining > 0 ? remaining : 0);
+      remaining = deadline - rt_clock_ns((int)clock) - rt_clock_offset(clock);
+      rt_put_ns(left, remaining > 0 ? remaining : 0);
     }
     return r;
   }
@@ -113,7 +113,7 @@ i64 sys_nanosleep(struct call *c) {
   const struct timespec64 *t = (const struct timespec64 *)c->a;
   if (!valid(t))
     return -E_INVAL;
-  return sleep_until(c, CLOCK_MONOTONIC, rt_virtual_mono_ns() + get_ns(t), (struct timespec64 *)c->b);
+  return sleep_until(c, CLOCK_MONOTONIC, rt_virtual_mono_ns() + rt_ns(t), (struct timespec64 *)c->b);
 }
 
 i64 sys_clock_nanosleep(struct call *c) {
@@ -124,8 +124,8 @@ i64 sys_clock_nanosleep(struct call *c) {
   if (!valid(t))
     return -E_INVAL;
   if (c->b & TIMER_ABSTIME)
-    return sleep_until(c, clock, get_ns(t), 0);
-  return sleep_until(c, CLOCK_MONOTONIC, rt_virtual_mono_ns() + get_ns(t), (struct timespec64 *)c->d);
+    return sleep_until(c, clock, rt_ns(t), 0);
+  return sleep_until(c, CLOCK_MONOTONIC, rt_virtual_mono_ns() + rt_ns(t), (struct timespec64 *)c->d);
 }
 
 /* A futex wait compares its word again on every host, so waiting again is always right. */
@@ -142,7 +142,7 @@ i64 sys_futex(struct call *c) {
   if (t) {
     if (!valid(t))
       return -E_INVAL;
-    deadline = get_ns(t) + (cmd == FUTEX_WAIT ? rt_virtual_mono_ns() : 0);
+    deadline = rt_ns(t) + (cmd == FUTEX_WAIT ? rt_virtual_mono_ns() : 0);
   }
   /* always as a bitset wait with this host's absolute time */
   u64 op = FUTEX_WAIT_BITSET | (c->b & 128) | (realtime ? FUTEX_CLOCK_REALTIME : 0);
@@ -151,28 +151,9 @@ i64 sys_futex(struct call *c) {
   i64 r;
   do {
     struct timespec64 until;
-    i64 real = deadline - offset_of(clock);
-    put_ns(&until, real > 0 ? real : 0);
+    i64 real = deadline - rt_clock_offset(clock);
+    rt_put_ns(&until, real > 0 ? real : 0);
     r = rt_waiting(c, __NR_futex, (i64)c->a, (i64)op, (i64)c->c, t ? (i64)&until : 0, 0, (i64)bits);
   } while (rt_wait_again(c, &w, r));
   return r;
-}
-
-/* poll, ppoll, select, pselect6. The kernel writes what remains back into the timeout of all but
- * poll, whose milliseconds are counted here. */
-i64 sys_poll(struct call *c) {
-  i64 deadline = 0;
-  int counted = c->nr == __NR_poll && (i32)c->c > 0;
-  if (counted)
-    deadline = rt_virtual_mono_ns() + (i64)(i32)c->c * 1000000;
-  struct wait_state w = rt_wait_begin(c);
-  for (;;) {
-    i64 r = rt_waiting(c, (i64)c->nr, (i64)c->a, (i64)c->b, (i64)c->c, (i64)c->d, (i64)c->e, (i64)c->f);
-    if (!rt_wait_again(c, &w, r))
-      return r;
-    if (counted) {
-      i64 left = (deadline - rt_virtual_mono_ns() + 999999) / 1000000;
-      c->c = left > 0 ? (u64)left : 0;
-    }
-  }
 }

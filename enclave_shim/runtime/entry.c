@@ -18,7 +18,6 @@
 #define MAP_SHARED_FIXED 0x11
 #define PR_SET_DUMPABLE 4
 #define PR_SET_SYSCALL_USER_DISPATCH 59
-#define F_DUPFD_CLOEXEC 1030
 #define ARCH_SET_FS 0x1002
 #define PT_LOAD 1
 #define PF_W 2
@@ -56,9 +55,9 @@ __asm__(".pushsection optmig_text,\"ax\",@progbits\n"
         ".long 7, 4, 1\n"
         ".asciz \"optmig\"\n"
         ".balign 4\n"
-        ".long 1\n"
+        ".long 2\n"
         ".popsection\n");
-_Static_assert(OPTMIG_ABI_VERSION == 1, "keep the note's last word equal to OPTMIG_ABI_VERSION");
+_Static_assert(OPTMIG_ABI_VERSION == 2, "keep the note's last word equal to OPTMIG_ABI_VERSION");
 
 static void die(const char *text) {
   raw3(__NR_write, 2, text, rt_strlen(text));
@@ -127,8 +126,6 @@ struct uffdio_api {
 #define UFFDIO_API_IOCTL 0xc018aa3ful
 #define UFFD_FEATURES                                                                                        \
   ((1ul << 0) | (1ul << 12) | (1ul << 13) | (1ul << 15)) /* WP, WP on shmem, WP_UNPOPULATED, WP_ASYNC */
-#define O_CLOEXEC 02000000
-#define O_NONBLOCK 04000
 #define AT_FDCWD_ -100
 
 static void send_tracker_fds(void) {

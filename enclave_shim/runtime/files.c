@@ -5,14 +5,6 @@
  * `fds` maps a number to an open file description (`ofds`): duplicates share one, as in the kernel. */
 #include "rt.h"
 
-#define O_ACCMODE 3
-#define O_CREAT 0100
-#define O_EXCL 0200
-#define O_TRUNC 01000
-#define O_APPEND 02000
-#define O_TMPFILE 020200000
-#define O_DIRECTORY 0200000
-#define O_CLOEXEC 02000000
 #define F_DUPFD 0
 #define F_SETFD 2
 #define F_SETFL 4
@@ -20,18 +12,6 @@
 #define F_SETLKW 7
 #define F_OFD_SETLK 37
 #define F_OFD_SETLKW 38
-#define F_DUPFD_CLOEXEC 1030
-#define SEEK_SET 0
-#define SEEK_CUR 1
-#define RESOLVE_NO_MAGICLINKS 2
-#define RESOLVE_BENEATH 8
-#define O_PATH 010000000
-#define OPENAT2_FLAGS 037777703 /* all that openat2(2) knows: what it does not know it refuses */
-#define OPENAT2_PATH_FLAGS (O_PATH | O_DIRECTORY | 0400000 /* O_NOFOLLOW */)
-#define BLOCK_UNLINKED 1
-#define BLOCK_DIRECTORY 2
-#define BLOCK_LOCKED 3
-#define BLOCK_OUTSIDE 4
 
 int rt_fd_ok(u64 fd) {
   return fd < RESERVED_FD_FIRST && RT->fds[fd].state == FD_OPEN;
@@ -58,7 +38,7 @@ static void bind_fd(u64 fd, u32 ofd, u32 cloexec) {
   RT->ofds[ofd].refs++;
 }
 
-static i64 new_ofd(u64 fd, u32 kind, u32 flags, const char *path) {
+i64 rt_new_ofd(struct call *c, u64 fd, u32 kind, u32 flags, const char *path) {
   if (fd >= RESERVED_FD_FIRST) {
     raw1(__NR_close, fd);
     return -E_MFILE;
@@ -72,6 +52,10 @@ static i64 new_ofd(u64 fd, u32 kind, u32 flags, const char *path) {
     o->blocker = 0;
     o->offset = 0;
     set_path(o, path);
+    if (kind >= OFD_BLOCKER) {
+      rt_fill(&o->object, 0, sizeof o->object);
+      rt_note_place(c, &o->made);
+    }
     bind_fd(fd, i, (flags & O_CLOEXEC) != 0);
     return (i64)fd;
   }
@@ -81,16 +65,21 @@ static i64 new_ofd(u64 fd, u32 kind, u32 flags, const char *path) {
 
 static void unbind_fd(u64 fd) {
   struct rt_fd *f = &RT->fds[fd];
+  struct rt_ofd *o = &RT->ofds[f->ofd];
   f->state = FD_FREE;
-  RT->ofds[f->ofd].refs--;
+  if (--o->refs)
+    return;
+  rt_watches_forget(f->ofd);
+  if ((o->kind == OFD_PIPE || o->kind == OFD_SOCKETPAIR) && o->object.peer)
+    RT->ofds[o->object.peer - 1].object.peer = 0;
 }
 
 void rt_files_init(void) {
   raw3(__NR_dup3, CTL->fd_stdin, 0, 0);
   raw3(__NR_dup3, CTL->fd_output, 1, 0);
   raw3(__NR_dup3, CTL->fd_output, 2, 0);
-  new_ofd(0, OFD_STDIN, 0, "stdin");
-  new_ofd(1, OFD_OUTPUT, 1 | O_APPEND, "output");
+  rt_new_ofd(0, 0, OFD_STDIN, 0, "stdin");
+  rt_new_ofd(0, 1, OFD_OUTPUT, 1 | O_APPEND, "output");
   bind_fd(2, RT->fds[1].ofd, 0);
 }
 
@@ -105,7 +94,7 @@ static i64 open_path(struct call *c, int dirfd, const char *path, u64 flags, u64
   i64 fd = raw4(__NR_openat, p.dirfd, p.at, flags, mode);
   if (IS_ERR(fd))
     return fd;
-  fd = new_ofd((u64)fd, p.kind, (u32)flags, p.text);
+  fd = rt_new_ofd(c, (u64)fd, p.kind, (u32)flags, p.text);
   if (IS_ERR(fd))
     return fd;
   struct rt_ofd *o = rt_ofd_of((u64)fd);
@@ -115,7 +104,6 @@ static i64 open_path(struct call *c, int dirfd, const char *path, u64 flags, u64
     o->blocker = BLOCK_OUTSIDE;
     rt_note_outside_write(&p);
   }
-  (void)c;
   return fd;
 }
 
@@ -248,52 +236,14 @@ i64 sys_getdents64(struct call *c) {
   return r;
 }
 
-/* read, write and their vectored forms: files are never waited for, anything else may be */
-i64 sys_read_like(struct call *c) {
-  struct rt_ofd *o = rt_ofd_of(c->a);
-  if (!o)
-    return -E_BADF;
-  if (o->kind != OFD_BLOCKER)
-    return rt_forward(c);
-  struct wait_state w = rt_wait_begin(c);
-  i64 r;
-  do
-    r = rt_waiting(c, (i64)c->nr, (i64)c->a, (i64)c->b, (i64)c->c, (i64)c->d, (i64)c->e, (i64)c->f);
-  while (rt_wait_again(c, &w, r));
-  return r;
-}
-
-i64 rt_fd_forward(struct call *c) {
-  struct rt_ofd *o = rt_ofd_of(c->a);
-  if (!o)
-    return -E_BADF;
-  return o->kind == OFD_BLOCKER ? sys_read_like(c) : rt_forward(c);
-}
-
-i64 sys_two_fds(struct call *c) {
-  u64 other = c->nr == __NR_sendfile ? c->b : c->c;
-  if (!rt_fd_ok(c->a) || !rt_fd_ok(other))
-    return -E_BADF;
-  return rt_forward(c);
-}
-
 /* ---- descriptors that are not carried yet ---- */
 
 static const char *blocker_name(u64 nr) {
   switch (nr) {
   case __NR_socket:
   case __NR_accept:
-  case __NR_accept4:
-  case __NR_socketpair: return "socket";
-  case __NR_pipe:
-  case __NR_pipe2: return "pipe";
-  case __NR_epoll_create:
-  case __NR_epoll_create1: return "epoll";
-  case __NR_eventfd:
-  case __NR_eventfd2: return "eventfd";
-  case __NR_timerfd_create: return "timerfd";
-  case __NR_signalfd:
-  case __NR_signalfd4: return "signalfd";
+  case __NR_accept4: return "socket";
+  case __NR_timerfd_create: return "timerfd of an alarm clock";
   case __NR_memfd_create: return "memfd";
   case __NR_pidfd_open: return "pidfd";
   default: return "inotify";
@@ -303,27 +253,14 @@ static const char *blocker_name(u64 nr) {
 i64 rt_fd_new_blocker(struct call *c) {
   int waits = c->nr == __NR_accept || c->nr == __NR_accept4;
   i64 fd = waits ? rt_fd_forward(c) : rt_forward(c);
-  return IS_ERR(fd) ? fd : new_ofd((u64)fd, OFD_BLOCKER, 2, blocker_name(c->nr));
-}
-
-static i64 new_pair(struct call *c, i32 *fds) {
-  i64 r = rt_forward(c);
-  if (IS_ERR(r))
-    return r;
-  for (int i = 0; i < 2; i++) {
-    i64 fd = new_ofd((u64)fds[i], OFD_BLOCKER, 2, blocker_name(c->nr));
-    if (IS_ERR(fd))
-      return fd;
-  }
-  return r;
-}
-
-i64 sys_pipe(struct call *c) {
-  return new_pair(c, (i32 *)c->a);
-}
-
-i64 sys_socketpair(struct call *c) {
-  return new_pair(c, (i32 *)c->d);
+  if (IS_ERR(fd))
+    return fd;
+  if (waits)
+    rt_lock(); /* the others hold it already */
+  fd = rt_new_ofd(c, (u64)fd, OFD_BLOCKER, 2, blocker_name(c->nr));
+  if (waits)
+    rt_unlock();
+  return fd;
 }
 
 /* ---- names that change below an open file ---- */
@@ -357,91 +294,4 @@ void rt_ofds_renamed(const struct rt_path *from, const struct rt_path *to) {
     if (to->kind == OFD_EXTERNAL && (o->flags & O_ACCMODE))
       o->blocker = BLOCK_OUTSIDE;
   }
-}
-
-/* ---- across hosts ---- */
-
-/* Out of the way of the numbers that are still to be restored. */
-static i64 raised(i64 fd) {
-  if (IS_ERR(fd))
-    return fd;
-  i64 high = raw3(__NR_fcntl, fd, F_DUPFD_CLOEXEC, RESERVED_FD_FIRST);
-  raw1(__NR_close, fd);
-  return high;
-}
-
-void rt_files_save(void) {
-  for (u32 fd = 0; fd < RT->fd_high; fd++) {
-    struct rt_ofd *o = rt_ofd_of(fd);
-    if (!o || o->kind == OFD_BLOCKER || o->kind == OFD_OUTPUT)
-      continue;
-    i64 at = raw3(__NR_lseek, fd, 0, SEEK_CUR);
-    o->offset = IS_ERR(at) ? 0 : at;
-  }
-}
-
-/* Beneath the own directory, whatever links came along with it. */
-static i64 open_own(const struct rt_ofd *o) {
-  u64 known = o->flags & O_PATH ? OPENAT2_PATH_FLAGS : OPENAT2_FLAGS;
-  struct {
-    u64 flags, mode, resolve;
-  } how = {(o->flags & known) | O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
-  return raw4(__NR_openat2, CTL->fd_own_dir, o->path, &how, sizeof how);
-}
-
-static i64 reopen(struct rt_ofd *o) {
-  switch (o->kind) {
-  case OFD_STDIN: return raw3(__NR_fcntl, CTL->fd_stdin, F_DUPFD_CLOEXEC, RESERVED_FD_FIRST);
-  case OFD_OUTPUT: return raw3(__NR_fcntl, CTL->fd_output, F_DUPFD_CLOEXEC, RESERVED_FD_FIRST);
-  case OFD_OWN: return raised(open_own(o));
-  case OFD_SHARED:
-  case OFD_EXTERNAL:
-  case OFD_DEVICE: return raised(raw4(__NR_openat, -100, o->path, o->flags | O_CLOEXEC, 0));
-  default: return -E_NOTSUP;
-  }
-}
-
-static void describe(char *why, u64 n, const char *text, const char *path) {
-  u64 k = 0;
-  for (; *text && k + 1 < n; text++)
-    why[k++] = *text;
-  for (; *path && k + 1 < n; path++)
-    why[k++] = *path;
-  why[k] = 0;
-}
-
-int rt_files_restore(char *why, u64 why_bytes) {
-  for (u32 fd = 0; fd < RESERVED_FD_FIRST; fd++) {
-    struct rt_fd *f = &RT->fds[fd];
-    if (f->state != FD_OPEN)
-      continue;
-    struct rt_ofd *o = &RT->ofds[f->ofd];
-    i64 r;
-    u32 first = 0;
-    while (first < fd && !(RT->fds[first].state == FD_OPEN && RT->fds[first].ofd == f->ofd))
-      first++;
-    if (first < fd) {
-      r = raw3(__NR_dup3, first, fd, f->cloexec ? O_CLOEXEC : 0);
-    } else {
-      i64 opened = reopen(o);
-      if (IS_ERR(opened)) {
-        describe(why, why_bytes, "a file of the program could not be opened again: ", o->path);
-        return (int)opened;
-      }
-      r = opened;
-      if (o->kind != OFD_OUTPUT && o->offset) {
-        r = raw3(__NR_lseek, opened, o->offset, SEEK_SET);
-        if (r != o->offset)
-          r = -E_INVAL;
-      }
-      if (!IS_ERR(r))
-        r = raw3(__NR_dup3, opened, fd, f->cloexec ? O_CLOEXEC : 0);
-      raw1(__NR_close, opened);
-    }
-    if (IS_ERR(r)) {
-      describe(why, why_bytes, "a descriptor of the program could not be restored: ", o->path);
-      return (int)r;
-    }
-  }
-  return 0;
 }

@@ -133,6 +133,7 @@ static void run(void) {
     raw1(__NR_set_tid_address, t->clear_child_tid);
   RT->moves++;
   rt_clocks_restore();
+  rt_objects_start();
   rt_signals_restore();
   CTL->running_ns = now_ns();
   CTL->state = RT_RUNNING;

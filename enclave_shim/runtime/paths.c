@@ -10,7 +10,6 @@
 #define AT_REMOVEDIR 0x200
 #define AT_EMPTY_PATH 0x1000
 #define O_WRONLY 1
-#define O_CLOEXEC 02000000
 
 static int is_below(const char *path, const char *root) {
   u64 n = rt_strlen(root);

@@ -42,6 +42,19 @@
 #define E_NOSYS 38
 #define E_NOTSUP 95
 
+#define O_ACCMODE 3
+#define O_CREAT 0100
+#define O_EXCL 0200
+#define O_TRUNC 01000
+#define O_APPEND 02000
+#define O_NONBLOCK 04000
+#define O_DIRECT 040000
+#define O_DIRECTORY 0200000
+#define O_CLOEXEC 02000000
+#define O_PATH 010000000
+#define O_TMPFILE 020200000
+#define F_DUPFD_CLOEXEC 1030
+
 #define PAGE_UP(x) (((x) + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1))
 #define PAGE_DOWN(x) ((x) & ~(PAGE_BYTES - 1))
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
@@ -155,6 +168,8 @@ struct wait_state {
 };
 struct wait_state rt_wait_begin(struct call *c);
 int rt_wait_again(struct call *c, struct wait_state *w, i64 result);
+int rt_wait_only_quiesced(struct call *c, struct wait_state *w); /* the same for one that did a part */
+void rt_note_place(const struct call *c, struct rt_place *place);
 
 /* entry.c */
 void rt_arm_thread(struct rt_thread *t); /* alternate stack and system-call trap of this thread */
@@ -188,27 +203,55 @@ void rt_note_outside_write(const struct rt_path *p);
 
 /* files.c */
 void rt_files_init(void);
-int rt_files_restore(char *why, u64 why_bytes);
-void rt_files_save(void);
 int rt_fd_ok(u64 fd);
 struct rt_ofd *rt_ofd_of(u64 fd);
-i64 rt_fd_forward(struct call *c); /* first argument is a descriptor */
+i64 rt_new_ofd(struct call *c, u64 fd, u32 kind, u32 flags, const char *path);
 i64 rt_fd_new_blocker(struct call *c);
 void rt_ofds_renamed(const struct rt_path *from, const struct rt_path *to);
 void rt_ofds_check_unlinked(void);
 i64 sys_open(struct call *), sys_openat(struct call *), sys_creat(struct call *), sys_close(struct call *),
     sys_dup(struct call *), sys_dup2(struct call *), sys_dup3(struct call *), sys_fcntl(struct call *),
-    sys_read_like(struct call *), sys_lseek(struct call *), sys_getdents64(struct call *),
-    sys_two_fds(struct call *), sys_close_range(struct call *), sys_flock(struct call *),
-    sys_pipe(struct call *), sys_socketpair(struct call *);
+    sys_lseek(struct call *), sys_getdents64(struct call *), sys_close_range(struct call *),
+    sys_flock(struct call *);
+
+/* carry.c */
+int rt_files_restore(char *why, u64 why_bytes);
+void rt_files_save(void);
+i64 rt_raised(i64 fd);    /* moved to a number of the runtime's */
+i64 rt_first_fd(u32 ofd); /* the lowest number of a description */
+
+/* transfers.c */
+i64 rt_fd_forward(struct call *c); /* first argument is a descriptor */
+i64 rt_fd_write(struct call *c);
+i64 sys_recvfrom(struct call *), sys_two_fds(struct call *), sys_poll(struct call *);
+
+/* objects.c */
+void rt_objects_save_flags(u32 fd, struct rt_ofd *o);
+void rt_object_save(u32 fd, struct rt_ofd *o);
+i64 rt_object_restore(const struct rt_ofd *o);
+i64 rt_pair_restore(const struct rt_ofd *o, const struct rt_ofd *peer, i64 *ends);
+void rt_objects_start(void);
+i64 sys_pipe(struct call *), sys_socketpair(struct call *), sys_eventfd(struct call *),
+    sys_timerfd_create(struct call *), sys_timerfd_settime(struct call *), sys_signalfd(struct call *),
+    sys_shutdown(struct call *), sys_setsockopt(struct call *), sys_socket_name(struct call *),
+    sys_send(struct call *);
+
+/* epoll.c */
+void rt_watches_forget(u32 ofd);
+i64 rt_watches_restore(void);
+i64 sys_epoll_create(struct call *), sys_epoll_ctl(struct call *), sys_epoll_wait(struct call *);
 
 /* clocks.c */
 i64 rt_virtual_mono_ns(void);
+i64 rt_clock_ns(int id);     /* this host's */
+i64 rt_clock_offset(i64 id); /* what makes it the enclave's */
+i64 rt_ns(const struct timespec64 *t);
+void rt_put_ns(struct timespec64 *t, i64 ns);
 void rt_clocks_save(void);
 void rt_clocks_restore(void);
 void rt_cpu_clock_resumed(void);
 i64 sys_clock_gettime(struct call *), sys_nanosleep(struct call *), sys_clock_nanosleep(struct call *),
-    sys_futex(struct call *), sys_poll(struct call *);
+    sys_futex(struct call *);
 
 /* signals.c */
 #define SIGBIT(n) (1ul << ((n) - 1))

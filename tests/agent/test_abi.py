@@ -28,11 +28,16 @@ CONSTANTS = {
     "RT_MAX_OFDS": abi.RT_MAX_OFDS,
     "RT_PATH_BYTES": abi.RT_PATH_BYTES,
     "RT_MAX_VMAS": abi.RT_MAX_VMAS,
+    "RT_MAX_WATCHES": abi.RT_MAX_WATCHES,
+    "RT_CONTENT_BYTES": abi.RT_CONTENT_BYTES,
+    "RT_PLACE_CALLERS": abi.RT_PLACE_CALLERS,
+    "CTL_MAX_REFUSED": abi.CTL_MAX_REFUSED,
     "FD_OPEN": abi.FD_OPEN,
     **{f"MODE_{mode.name}": int(mode) for mode in abi.Mode},
     **{f"RT_{state.name}": int(state) for state in abi.RtState},
     **{f"CMD_{command.name}": int(command) for command in abi.Command},
     **{f"OFD_{kind.name}": int(kind) for kind in abi.OfdKind},
+    **{f"BLOCK_{block.name}": int(block) for block in abi.Block},
 }
 
 

@@ -8,7 +8,7 @@ refuses by name or is prepared; it never dies of it, and touches no file outside
 
 import os
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from optmigd.enclave_shim.abi import Command, Mode, OfdKind
 from optmigd.enclave_shim.arena import Arena
 from optmigd.enclave_shim.kept import KeeperClient
 from optmigd.enclave_shim.process import Process
-from optmigd.enclave_shim.starting import Start, start_process
+from optmigd.enclave_shim.starting import Start
 from optmigd.protocol.errors import RuntimeFailed
 from tests.conftest import BuildProgram
+from tests.support.instances import with_process
 from tests.support.keeper import keeper_in
 
 MEMORY_BYTES = 128 << 20
@@ -75,27 +76,6 @@ class Parked:
         return arena
 
 
-async def _with_process(
-    keeper: KeeperClient,
-    arena: Arena,
-    mode: Mode,
-    loaded: image.Image,
-    how: Start,
-    act: Callable[[Process], Awaitable[None]],
-) -> None:
-    """Run `act` with a process that has booted; both process and memory are gone afterwards."""
-    try:
-        process = start_process(keeper, arena, loaded, mode, how)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(process.run)
-            with trio.fail_after(20):
-                await process.booted()
-                await act(process)
-            process.kill()
-    finally:
-        arena.close()
-
-
 @pytest.fixture(scope="module")
 def parked(program: BuildProgram, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parked]:
     folder = tmp_path_factory.mktemp("damaged")
@@ -126,7 +106,7 @@ def parked(program: BuildProgram, tmp_path_factory: pytest.TempPathFactory) -> I
             pieces.append((start, bytes(arena.view[start:end])))
 
     with keeper_in(folder) as keeper:
-        trio.run(_with_process, keeper, arena, Mode.LAUNCH, loaded, how, park)
+        trio.run(with_process, keeper, arena, Mode.LAUNCH, loaded, how, park)
         yield Parked(keeper, loaded, pieces, own, outside, shared / "file")
 
 
@@ -144,7 +124,7 @@ def _restored(parked: Parked, damage: Damage) -> str:
     arena = parked.arena()
     damage(arena.rt_state, Frame(arena))
     trio.run(
-        _with_process, parked.keeper, arena, Mode.RESTORE, parked.image, parked.start(), prepare
+        with_process, parked.keeper, arena, Mode.RESTORE, parked.image, parked.start(), prepare
     )
     assert parked.outside.read_bytes() == b"precious content"
     assert parked.shared.read_bytes() == b"shared content"
@@ -162,7 +142,7 @@ def test_what_was_not_damaged_runs_to_its_end(parked: Parked) -> None:
         assert process.exit_status == 0
 
     trio.run(
-        _with_process,
+        with_process,
         parked.keeper,
         parked.arena(),
         Mode.RESTORE,
@@ -171,7 +151,11 @@ def test_what_was_not_damaged_runs_to_its_end(parked: Parked) -> None:
         run,
     )
     (parked.own / "stop").unlink()
-    assert (parked.own.parent / "output.log").read_bytes().endswith(b"ready\noffset 10\n")
+    assert (
+        (parked.own.parent / "output.log")
+        .read_bytes()
+        .endswith(b"ready\nin the pipemessage\noffset 10\n")
+    )
 
 
 def _set(field: str, value: object) -> Damage:
@@ -210,6 +194,22 @@ def _ofd(kind: OfdKind, field: str, value: object) -> Damage:
         state["ofds"][int(np.flatnonzero(used)[0])][field] = value
 
     return damage
+
+
+def _object(kind: OfdKind, field: str, value: object) -> Damage:
+    """Change the object of the first open description of a kind."""
+
+    def damage(state: State, frame: Frame) -> None:
+        used = (state["ofds"]["kind"] == kind) & (state["ofds"]["refs"] > 0)
+        state["ofds"][int(np.flatnonzero(used)[0])]["object"][field] = value
+
+    return damage
+
+
+def _message_too_long(state: State, frame: Frame) -> None:
+    filled = state["ofds"]["object"]["messages"] * state["ofds"]["object"]["content_bytes"] > 0
+    at = int(state["ofds"]["object"]["content"][filled][0])
+    state["content"][at : at + 4] = 255
 
 
 def _all_paths_unended(state: State, frame: Frame) -> None:
@@ -288,6 +288,23 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "shared-locked": (_ofd(OfdKind.SHARED, "blocker", 3), FILES),
     "device-elsewhere": (_ofd(OfdKind.DEVICE, "path", b"/dev/sda"), FILES),
     "device-by-detour": (_ofd(OfdKind.DEVICE, "path", b"/dev/../dev/null"), FILES),
+    "pipe-peer": (_object(OfdKind.PIPE, "peer", 4_000_000_000), FILES),
+    "pipe-peer-is-itself": (_object(OfdKind.PIPE, "peer", 1), FILES),
+    "pipe-flags": (_ofd(OfdKind.PIPE, "flags", os.O_RDWR), FILES),
+    "pipe-content-beyond": (_object(OfdKind.PIPE, "content", 1 << 31), FILES),
+    "pipe-content-long": (_object(OfdKind.PIPE, "content_bytes", 1 << 31), FILES),
+    "pipe-capacity": (_object(OfdKind.PIPE, "value", 1 << 60), FILES),
+    "content-used": (_set("content_used", 1 << 31), FILES),
+    "socket-type": (_object(OfdKind.SOCKETPAIR, "type", 3), FILES),
+    "socket-shut": (_object(OfdKind.SOCKETPAIR, "shut", 9), FILES),
+    "socket-message-too-long": (_message_too_long, FILES),
+    "eventfd-count": (_object(OfdKind.EVENTFD, "value", U64), FILES),
+    "timer-interval": (_object(OfdKind.TIMERFD, "interval_ns", -1), FILES),
+    "timer-clock": (_object(OfdKind.TIMERFD, "type", 5), FILES),
+    "signalfd-mask": (_object(OfdKind.SIGNALFD, "value", U64), FILES),
+    "watch-count": (_set("watch_high", 4_000_000_000), "registrations"),
+    "watch-target": (_set_in("watches", 0, "target", 900), "registrations"),
+    "watch-instance": (_set_in("watches", 0, "epoll", 1), "registrations"),
     "vma-reversed": (_set_in("vmas", 1, "end", 0), MAPPINGS),
     "vma-over-the-runtime": (_set_in("vmas", 0, "start", 0x10000), MAPPINGS),
     "vma-protection": (_set_in("vmas", 1, "prot", 0xFF), MAPPINGS),

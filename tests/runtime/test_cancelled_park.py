@@ -1,0 +1,59 @@
+"""A program that is parked and let go on, again and again, notices nothing.
+
+That is what a migration does that is cancelled at its end: what stood unread in pipes, sockets,
+eventfds and timers has been looked at, and must be there as before.
+"""
+
+import random
+import secrets
+from pathlib import Path
+
+import trio
+
+from optmigd.enclave_shim import image
+from optmigd.enclave_shim.abi import Mode
+from optmigd.enclave_shim.arena import Arena
+from optmigd.enclave_shim.process import Process
+from optmigd.enclave_shim.starting import Start
+from optmigd.protocol.errors import RuntimeFailed
+from tests.conftest import BuildProgram
+from tests.support.instances import with_process
+from tests.support.journeys import answer_line, native_run
+from tests.support.keeper import keeper_in
+
+ROUNDS = "800"
+PARKS = 60
+LIMIT_S = 120.0
+
+
+def test_descriptors_are_as_they_were(program: BuildProgram, tmp_path: Path) -> None:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    built = program("descriptors")
+    expected = native_run(built, [ROUNDS], tmp_path / "native")
+    own = tmp_path / "own"
+    own.mkdir()
+    how = Start("d", own, tmp_path / "output.log", None, argv=["d", ROUNDS])
+    parks = 0
+    status: list[int | None] = []
+
+    async def park_often(process: Process) -> None:
+        nonlocal parks
+        try:
+            for _ in range(PARKS):
+                await trio.sleep(chance.uniform(0.0, 0.03))  # the instant is what is random here
+                await process.quiesce(10)
+                parks += 1
+                process.resume()
+        except RuntimeFailed:
+            assert process.exited.is_set()
+        await process.exited.wait()
+        status.append(process.exit_status)
+
+    with keeper_in(tmp_path) as keeper:
+        loaded = image.load(str(built.image))
+        arena = Arena(256 << 20)
+        trio.run(with_process, keeper, arena, Mode.LAUNCH, loaded, how, park_often, LIMIT_S)
+    assert (status[0], answer_line(how.output.read_bytes())) == expected
+    assert parks >= 10
