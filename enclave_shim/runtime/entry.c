@@ -373,12 +373,24 @@ static void init_state(struct boot *b) {
   rt_files_init();
 }
 
+/* Into libc's own entry. rdx = 0: no function for atexit; all else is as the kernel leaves it at exec. */
+__attribute__((noreturn)) static void start(u64 stack) {
+  __asm__ volatile("mov %0, %%rsp\n xor %%edx, %%edx\n xor %%ebp, %%ebp\n jmp _start"
+                   :
+                   : "r"(stack)
+                   : "memory");
+  __builtin_unreachable();
+}
+
 __attribute__((used)) void optmig_boot(u64 *sp) {
   char **env = (char **)(sp + 1 + sp[0] + 1);
   const char *ctl_fd = env_value(env, "OPTMIG_CTL");
-  if (!ctl_fd)
+  if (!ctl_fd) {
+    if (rt_may_run_alone(env_value(env, "OPTMIG_ALONE"), sp[0] ? (const char *)sp[1] : 0))
+      start((u64)sp);
     die("This is an optmig enclave image: it is started by optmigd (optmigctl launch IMAGE), not "
-        "directly.\n");
+        "directly. With OPTMIG_ALONE=1 in the environment it runs as an ordinary process, unprotected.\n");
+  }
   map_ctl(parse_fd(ctl_fd));
   CTL->state = RT_BOOTING;
   struct boot b = {0};
@@ -410,10 +422,5 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
   CTL->running_ns = (u64)(now.sec * NS_PER_S + now.nsec);
   CTL->state = RT_RUNNING;
   rt_event();
-  /* rdx = 0: no function for atexit; all else is as the kernel leaves it at exec */
-  __asm__ volatile("mov %0, %%rsp\n xor %%edx, %%edx\n xor %%ebp, %%ebp\n jmp _start"
-                   :
-                   : "r"(stack)
-                   : "memory");
-  __builtin_unreachable();
+  start(stack);
 }

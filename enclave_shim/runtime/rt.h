@@ -171,6 +171,9 @@ int rt_wait_again(struct call *c, struct wait_state *w, i64 result);
 int rt_wait_only_quiesced(struct call *c, struct wait_state *w); /* the same for one that did a part */
 void rt_note_place(const struct call *c, struct rt_place *place);
 
+/* alone.c */
+int rt_may_run_alone(const char *wish, const char *name); /* the wish: OPTMIG_ALONE, or 0 */
+
 /* entry.c */
 void rt_arm_thread(struct rt_thread *t); /* alternate stack and system-call trap of this thread */
 void rt_install_handlers(void);

@@ -10,11 +10,15 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from optmigd.enclave_shim.toolchain.command_line import answer_to, expanded, translated
 from optmigd.enclave_shim.toolchain.runtime_objects import openmp_objects, runtime_objects
 
 TARGET = ("-target", "x86_64-linux-musl")
@@ -23,7 +27,7 @@ PLAIN_COMPILER = ("-fno-sanitize=undefined",)
 LINK = ("-static", "-no-pie", "-Wl,-e,optmig_entry")
 
 _NO_LINK = {"-c", "-S", "-E", "-M", "-MM", "-fsyntax-only"}
-_ASKS = {"--version", "-v", "-dumpversion", "-dumpmachine", "--help", "-###"}
+_ASKS = {"--version", "-dumpversion", "-dumpmachine", "--help", "-###"}
 _DROPPED = {"-static", "-no-pie", "-rdynamic", "-static-pie", "-pie"}
 _REFUSED = {
     "-shared": "an enclave image is one static program; it cannot be a shared object",
@@ -50,6 +54,12 @@ class Plan:
     links: bool
     openmp: bool = False
 
+    @property
+    def to_stdout(self) -> bool:
+        """Whether assembly or an object is asked for on standard output."""
+        named = ("-o", "-") in zip(self.arguments, self.arguments[1:], strict=False)
+        return named and not self.links and not {"-E", "-M", "-MM"} & set(self.arguments)
+
 
 def plan(arguments: Sequence[str]) -> Plan:
     """Read a compiler command line.
@@ -62,7 +72,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     openmp = False
     inputs = 0
     words = iter(arguments)
-    for word in words:
+    for word in map(translated, words):
         if word in _REFUSED:
             raise UsageError(f"{word}: {_REFUSED[word]}")
         if word == "-target" or word.startswith("--target"):
@@ -105,12 +115,18 @@ def compiler_command(driver: str) -> list[str]:
 def run(driver: str, arguments: Sequence[str]) -> int:
     """Compile or link as the command line says; returns the compiler's exit status."""
     try:
-        wanted = plan(arguments)
+        given = expanded(arguments)
+        if (answer := answer_to(given)) is not None:
+            print(answer)
+            return 0
+        wanted = plan(given)
         compiler = compiler_command(driver)
-    except UsageError as error:
+    except (UsageError, RecursionError) as error:
         print(f"optmig-cc: {error}", file=sys.stderr)
         return 2
     command = [*compiler, *PLAIN_COMPILER, *wanted.arguments]
+    if "-S" in wanted.arguments:
+        command.append("-Wno-unused-command-line-argument")  # zig adds a -c, and warns of it
     if wanted.links and "-x" in wanted.arguments:
         command += ["-x", "none"]  # what follows are objects
     version = importlib.metadata.version("ziglang")
@@ -125,7 +141,24 @@ def run(driver: str, arguments: Sequence[str]) -> int:
     except subprocess.CalledProcessError as error:
         print("optmig-cc: the runtime does not compile with this compiler", file=sys.stderr)
         return error.returncode
+    if wanted.to_stdout:
+        return _to_stdout(command)
     return subprocess.run(command, check=False).returncode
+
+
+def _to_stdout(command: list[str]) -> int:
+    """Run a command whose `-o -` is standard output; the compiler below makes a file `-`."""
+    with tempfile.TemporaryDirectory(prefix="optmig-cc-") as folder:
+        path = Path(folder) / "output"
+        at = command.index("-o")
+        status = subprocess.run(
+            [*command[: at + 1], str(path), *command[at + 2 :]], check=False
+        ).returncode
+        if status == 0:
+            with path.open("rb") as output:
+                shutil.copyfileobj(output, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        return status
 
 
 def main() -> None:
@@ -136,6 +169,24 @@ def main() -> None:
 def main_cxx() -> None:
     """Entry point of ``optmig-c++``."""
     sys.exit(run("c++", sys.argv[1:]))
+
+
+def _binary_tool(name: str) -> None:
+    if importlib.util.find_spec("ziglang") is None:
+        print("optmig-cc: no tools here: pip install 'optmigd[toolchain]'", file=sys.stderr)
+        sys.exit(2)
+    command = [sys.executable, "-m", "ziglang", name, *sys.argv[1:]]
+    sys.exit(subprocess.run(command, check=False).returncode)
+
+
+def main_ar() -> None:
+    """Entry point of ``optmig-ar``: for machines without binutils, and for archives of bitcode."""
+    _binary_tool("ar")
+
+
+def main_ranlib() -> None:
+    """Entry point of ``optmig-ranlib``."""
+    _binary_tool("ranlib")
 
 
 if __name__ == "__main__":
