@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optmigd.enclave_shim import abi, linux
+from optmigd.enclave_shim.places import CallPlace, Symbols, refused_calls
 from optmigd.protocol.records import RUN
 
 Runs = NDArray[Any]  # of dtype RUN
@@ -313,6 +314,10 @@ class Control:
     def words(self, field: str) -> list[int]:
         """An array field as integers."""
         return [int(word) for word in self._ctl[field][0]]
+
+    def refused_calls(self, symbols: Symbols) -> list[CallPlace]:
+        """The calls of the program that this process has answered with ENOSYS."""
+        return refused_calls(self._ctl[0], symbols)
 
     def wake(self, field: str) -> None:
         """Wake every thread that waits on a futex field."""

@@ -11,8 +11,10 @@ import os
 import struct
 from dataclasses import dataclass
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
+from functools import cached_property
 
 from optmigd.enclave_shim import abi
+from optmigd.enclave_shim.places import Symbols, read_symbols
 from optmigd.protocol.errors import ImageInvalid
 
 MAX_IMAGE_BYTES = 1 << 30
@@ -49,6 +51,11 @@ class Image:
     content: bytes
     entry: int
     segments: tuple[Segment, ...]
+
+    @cached_property
+    def symbols(self) -> Symbols:
+        """The names of its functions, for people."""
+        return read_symbols(self.content)
 
     def measurement(self, policy_digest: bytes) -> bytes:
         """32 bytes that stand for the code, its initial data and the owner's policy."""

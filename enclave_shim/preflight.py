@@ -16,10 +16,12 @@ from typing import Literal
 from optmigd.enclave_shim import abi
 from optmigd.enclave_shim.abi import Block, OfdKind
 from optmigd.enclave_shim.arena import Arena
+from optmigd.enclave_shim.places import Symbols, call_place
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.session import FileNeed
 
 READ_BYTES = 1 << 20
+NO_SYMBOLS = Symbols()
 SPARE_MEMORY_BYTES = 64 << 20
 _BLOCKED_NOW: dict[int, tuple[str, str]] = {
     Block.UNLINKED: ("file-deleted", "it was removed while the program has it open"),
@@ -49,10 +51,15 @@ class OpenFiles:
     needed: tuple[tuple[NeedKind, str], ...]
 
 
-def open_files(arena: Arena) -> OpenFiles:
+def open_files(arena: Arena, symbols: Symbols = NO_SYMBOLS) -> OpenFiles:
     """Read the program's file table; no system call, fit for the switchover.
 
     While the program runs the answer may be out of date at once.
+
+    Args:
+        arena: the program's memory.
+        symbols: names of its functions, for the places where it made what is in the way.
+
     """
     state = arena.rt_state
     blockers = []
@@ -67,12 +74,19 @@ def open_files(arena: Arena) -> OpenFiles:
         kind = int(ofd["kind"])
         if kind == OfdKind.BLOCKER:
             code = path if path in ("socket", "pipe") else "device"
-            message = f"the program holds a {path} open; it cannot be carried to another host"
+            made = call_place(ofd["made"], symbols)
+            message = (
+                f"the program holds a {path} open, made by {made.call}() at {made.place}; "
+                "it cannot be carried to another host"
+            )
             blockers.append(Blocker(code, f"descriptor of {path}", message))
         elif int(ofd["blocker"]):
             code, message = _BLOCKED_NOW.get(
                 int(ofd["blocker"]), ("device", "it cannot be carried now")
             )
+            if kind >= OfdKind.BLOCKER:
+                made = call_place(ofd["made"], symbols)
+                path = f"what {made.call}() made at {made.place}"
             blockers.append(Blocker(code, path, message))
         elif kind in _NEEDED:
             needed.append((_NEEDED[kind], path))

@@ -4,6 +4,7 @@ from optmigd.enclave_shim import preflight
 from optmigd.enclave_shim.abi import RtState
 from optmigd.enclave_shim.connection import Params
 from optmigd.enclave_shim.files import TravellingFiles
+from optmigd.enclave_shim.holdings import holdings
 from optmigd.enclave_shim.migration.common import RECORD_BYTES, Enclave
 from optmigd.enclave_shim.platforms import Platform
 from optmigd.enclave_shim.tracker import probe
@@ -31,6 +32,8 @@ def nobody(platform: Platform, state: str) -> Params:
         "generation": 0,
         "pid": 0,
         "blockers": [],
+        "holds": {},
+        "refused_calls": [],
     }
 
 
@@ -45,6 +48,11 @@ def of_enclave(enclave: Enclave, exit_status: int | None) -> Params:
         "generation": enclave.generation,
         "pid": enclave.process.pid,
         "blockers": _blockers(enclave),
+        "holds": holdings(enclave.arena),
+        "refused_calls": [
+            {"call": refused.call, "place": refused.place}
+            for refused in enclave.process.ctl.refused_calls(enclave.identity.image.symbols)
+        ],
     }
 
 
@@ -52,7 +60,10 @@ def _blockers(enclave: Enclave) -> list[Params]:
     if enclave.process.exited.is_set():
         return []
     files = TravellingFiles(enclave.own_dir, enclave.io_files, RECORD_BYTES)
-    found = [*preflight.open_files(enclave.arena).blockers, *files.blockers()]
+    found = [
+        *preflight.open_files(enclave.arena, enclave.identity.image.symbols).blockers,
+        *files.blockers(),
+    ]
     return [dict(blocker.as_fields()) for blocker in found]
 
 

@@ -121,11 +121,20 @@ class Forecast(TypedDict, total=False):
     dirty_pages_rate: float
 
 
+class RefusedCall(TypedDict):
+    """A system call that was answered with ENOSYS: no obstacle if the program can do without."""
+
+    call: str
+    place: str
+
+
 class Check(TypedDict):
     """The outcome of a preflight; no blockers means that a migration would start."""
 
     blockers: list[BlockerAnswer]
     forecast: Forecast | None
+    holds: dict[str, dict[str, int]]
+    refused_calls: list[RefusedCall]
 
 
 class Round(TypedDict):

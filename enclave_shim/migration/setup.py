@@ -15,7 +15,7 @@ from optmigd.protocol.session import Answer, FileNeed, SessionKeys
 
 def find_blockers(enclave: Enclave, orders: ExportOrders) -> tuple[list[FileNeed], list[Blocker]]:
     """What the destination must have, and all that is in the way here; blocks on the disk."""
-    found = preflight.open_files(enclave.arena)
+    found = preflight.open_files(enclave.arena, enclave.identity.image.symbols)
     needs, blockers = preflight.file_needs(found, enclave.digests)
     files = TravellingFiles(enclave.own_dir, enclave.io_files, RECORD_BYTES)
     blockers = [*found.blockers, *blockers, *files.blockers()]

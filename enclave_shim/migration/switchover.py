@@ -40,7 +40,7 @@ async def needs_when_parked(enclave: Enclave) -> list[FileNeed]:
         MigrationBlocked: it took up what cannot be moved since the preflight.
 
     """
-    found = preflight.open_files(enclave.arena)
+    found = preflight.open_files(enclave.arena, enclave.identity.image.symbols)
     needs, unreadable = await trio.to_thread.run_sync(preflight.file_needs, found, enclave.digests)
     if blockers := [*found.blockers, *unreadable]:
         listed = "; ".join(f"{b.subject}: {b.message}" for b in blockers[:5])

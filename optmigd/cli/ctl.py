@@ -16,6 +16,7 @@ from optmigd.cli.remedies import blocker_lines
 from optmigd.cli.tables import (
     platform_text,
     print_forecast,
+    print_holdings,
     print_pairs,
     print_table,
     state_text,
@@ -222,6 +223,13 @@ def check(invocation: Invocation, enclave: str, host: str) -> int:
     else:
         click.echo(f"{enclave} can move to {host}")
         print_forecast(answer.get("forecast") or {})
+    if not invocation.json:
+        print_holdings(answer.get("holds") or {})
+        for refused in answer.get("refused_calls") or []:
+            click.echo(
+                f"note: {refused['call']}() at {refused['place']} was answered with ENOSYS; "
+                "no obstacle if the program can do without"
+            )
     return ExitCode.REFUSED if blockers else ExitCode.OK
 
 

@@ -111,6 +111,19 @@ def print_forecast(forecast: Mapping[str, Any]) -> None:
         print_pairs({f"  {_words(key)}": value for key, value in known.items()})
 
 
+def print_holdings(holds: Mapping[str, Mapping[str, int]]) -> None:
+    """Print what the program holds, one line a sort; what there is none of is left out."""
+    pairs = {}
+    for sort, counts in holds.items():
+        write = format_size if sort.endswith("_bytes") else str
+        parts = [f"{write(count)} {kind}" for kind, count in counts.items() if count]
+        if parts:
+            pairs[f"  {_words(sort.removesuffix('_bytes'))}"] = ", ".join(parts)
+    if pairs:
+        click.echo("holds:")
+        print_pairs(pairs)
+
+
 def print_migration(migration: Mapping[str, Any]) -> None:
     """Print the summary of a finished migration: its rounds, then its figures."""
     rounds = migration.get("rounds") or []

@@ -124,7 +124,14 @@ async def _check(context: Context, params: Params) -> Params:
     options = _options(context.host, params, dry_run=True)
     migration = _start(context.host, params, options)
     blockers, forecast = await migration.wait_checked()
-    return {"blockers": [blocker.as_fields() for blocker in blockers], "forecast": forecast}
+    instance = context.host.registry.current(param(params, "enclave", str))
+    status = await instance.live_agent().request("status")
+    return {
+        "blockers": [blocker.as_fields() for blocker in blockers],
+        "forecast": forecast,
+        "holds": status.get("holds", {}),
+        "refused_calls": status.get("refused_calls", []),
+    }
 
 
 async def _migrate(context: Context, params: Params) -> Params:

@@ -129,7 +129,7 @@ def test_a_measurement_that_the_policy_does_not_list(
     ("what", "path", "code"),
     [
         ("socket", "", "socket"),
-        ("pipe", "", "pipe"),
+        ("inotify", "", "device"),
         ("deleted", "", "file-deleted"),
         ("outside", "{outside}/written", "file-writable"),
     ],
@@ -145,6 +145,31 @@ def test_a_resource_that_cannot_travel(
     plain = ctl(pair[0], "migrate", enclave, "beta", json_output=False)
     assert plain.code == REFUSED
     assert code in plain.stderr + plain.stdout
+
+
+def test_what_is_held_is_named_with_the_place_that_made_it(
+    pair: tuple[Host, Host], hold: Hold
+) -> None:
+    plain = ctl(pair[0], "migrate", hold("socket", ""), "beta", json_output=False)
+    assert plain.code == REFUSED
+    told = " ".join((plain.stderr + plain.stdout).split())
+    assert "made by socket() at socket+0x" in told
+    assert "< take_a_socket+0x" in told
+
+
+def test_a_call_that_the_program_can_do_without_is_a_note_and_no_blocker(
+    pair: tuple[Host, Host], hold: Hold
+) -> None:
+    enclave = hold("message-queue", "")
+    plain = ctl(pair[0], "check", enclave, "beta", json_output=False)
+    assert plain.code == 0, plain
+    assert "note: mq_open() at syscall+0x" in plain.stdout
+    assert "standard streams" in plain.stdout
+    answer = pair[0].client.check(enclave, "beta")
+    assert [refused["call"] for refused in answer["refused_calls"]] == ["mq_open"]
+    assert "try_a_message_queue" in answer["refused_calls"][0]["place"]
+    assert answer["holds"]["descriptors"] == {"standard streams": 3}
+    assert answer["holds"]["threads"] == {"threads": 1}
 
 
 def two_mounts() -> tuple[str, ...]:

@@ -1,20 +1,37 @@
 /* Holds a resource, says "holding", and computes until it is told to end by the file "stop".
- * usage: holder WHAT [PATH]; WHAT: nothing, socket, pipe, deleted, outside, read, locked */
+ * usage: holder WHAT [PATH]; WHAT: nothing, socket, pipe, inotify, message-queue (which it
+ * can do without), deleted, outside, read, locked */
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+static __attribute__((noinline)) int take_a_socket(void) {
+  int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+  return fd < 0 ? -1 : fd; /* so that the call is no jump */
+}
+
+static __attribute__((noinline)) void try_a_message_queue(void) {
+  if (syscall(SYS_mq_open, "/queue", O_RDWR, 0, 0) < 0)
+    printf("there are no message queues\n");
+}
 
 int main(int argc, char **argv) {
   const char *what = argc > 1 ? argv[1] : "nothing", *path = argc > 2 ? argv[2] : "held";
   int pair[2], fd = 0;
   if (!strcmp(what, "socket"))
-    fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    fd = take_a_socket();
   else if (!strcmp(what, "pipe"))
     fd = pipe(pair);
+  else if (!strcmp(what, "inotify"))
+    fd = inotify_init1(0);
+  else if (!strcmp(what, "message-queue"))
+    try_a_message_queue();
   else if (!strcmp(what, "deleted")) {
     fd = open(path, O_RDWR | O_CREAT, 0600);
     unlink(path);
