@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 CTL_MAGIC = 0x4C54434D4954504F
 RT_MAGIC = 0x54524D4954504F01
 
@@ -29,6 +29,7 @@ RT_MAX_FDS = 1000
 RT_MAX_OFDS = 1000
 RT_PATH_BYTES = 1024
 RT_MAX_VMAS = 65536
+RT_AFFINITY_WORDS = 16
 RT_MAX_WATCHES = 4096
 RT_CONTENT_BYTES = 4 << 20
 RT_PLACE_CALLERS = 6
@@ -82,6 +83,7 @@ class OfdKind(IntEnum):
     EPOLL = 11
     TIMERFD = 12
     SIGNALFD = 13
+    VIEW = 14
 
 
 class Block(IntEnum):
@@ -219,6 +221,11 @@ RT_THREAD = np.dtype(
         ("robust_len", "<u8"),
         ("pending", "<u8"),
         ("quiesces", "<u8"),
+        ("cpu_offset_ns", "<i8"),
+        ("affinity_bytes", "<u4"),
+        ("pad", "<u4"),
+        ("affinity", "<u8", (RT_AFFINITY_WORDS,)),
+        ("name", "S16"),
     ],
     align=True,
 )
@@ -266,6 +273,9 @@ RT_STATE = np.dtype(
         ("fds", RT_FD, (RT_MAX_FDS,)),
         ("ofds", RT_OFD, (RT_MAX_OFDS,)),
         ("vmas", RT_VMA, (RT_MAX_VMAS,)),
+        ("first_stack", "<u8"),
+        ("hidden_count", "<u4"),
+        ("pad2", "<u4"),
         ("watch_high", "<u4"),
         ("content_used", "<u4"),
         ("watches", RT_WATCH, (RT_MAX_WATCHES,)),

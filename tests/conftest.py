@@ -22,7 +22,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> BuildProgram:
     def get(name: str) -> Program:
         if name not in built:
             source = PROGRAMS / f"{name}.c"
-            flags = ("-pthread",) if name in ("threads", "parker", "descriptors") else ()
+            flags = ("-pthread",) if name in ("threads", "parker", "descriptors", "world") else ()
             if source.exists():
                 built[name] = build(source, folder, *flags)
             else:

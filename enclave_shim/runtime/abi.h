@@ -16,7 +16,7 @@ typedef unsigned long u64;
 typedef int i32;
 typedef long i64;
 
-#define OPTMIG_ABI_VERSION 2u
+#define OPTMIG_ABI_VERSION 3u
 #define OPTMIG_CTL_MAGIC 0x4c54434d4954504full /* "OPTMICTL" */
 #define OPTMIG_RT_MAGIC 0x54524d4954504f01ull
 
@@ -98,6 +98,7 @@ struct ctl {
 #define RT_MAX_OFDS 1000
 #define RT_PATH_BYTES 1024
 #define RT_MAX_VMAS 65536
+#define RT_AFFINITY_WORDS 16        /* 1024 processors, as in libc */
 #define RT_MAX_WATCHES 4096         /* registrations of all epoll instances together */
 #define RT_CONTENT_BYTES (4u << 20) /* what stands unread in pipes and socket pairs, together */
 
@@ -118,20 +119,23 @@ enum {
   OFD_EVENTFD = 10,
   OFD_EPOLL = 11, /* its registrations: rt_state.watches */
   OFD_TIMERFD = 12,
-  OFD_SIGNALFD = 13
+  OFD_SIGNALFD = 13,
+  OFD_VIEW = 14 /* a snapshot of what stood below /proc or /sys, in a memory file */
 };
 
 /* ofd.blocker: why a carried kind blocks now */
 enum {
   BLOCK_NONE = 0,
   BLOCK_UNLINKED = 1,
-  BLOCK_DIRECTORY = 2, /* an open directory in mid-read */
+  BLOCK_DIRECTORY = 2, /* no longer used */
   BLOCK_LOCKED = 3,
   BLOCK_OUTSIDE = 4, /* written outside own and shared paths */
   BLOCK_CONTENT = 5  /* more stands unread in it than can be carried */
 };
 
-/* What an open file description is that has no path. Filled while the program is parked. */
+/* What an open file description is that has no path. Filled while the program is parked.
+ * Of a directory that is being listed: value is the listing's address, content_bytes the bytes of its
+ * mapping, due_ns where it ends; the offset is the place in it. */
 struct rt_object {
   u32 peer;                      /* pipe, socket pair: 1 + the other end's ofd; 0: closed */
   u32 type;                      /* socket pair: SOCK_…; eventfd: 1 a semaphore; timerfd: its clock */
@@ -177,7 +181,8 @@ struct rt_ofd {
 struct rt_vma {
   u64 start, end; /* addresses, page-aligned, [start, end) */
   u32 prot;       /* PROT_* */
-  u32 kind;       /* 0 anonymous, 1 stack, 2 heap (brk), 3 file copy, 4 the image's .data/.bss */
+  u32 kind;       /* 0 anonymous, 1 stack, 2 heap (brk), 3 file copy, 4 the image's .data/.bss,
+               5 file copy that was mapped shared: never writable */
 };
 
 struct rt_sigaction {
@@ -196,6 +201,10 @@ struct rt_thread {
   u64 clear_child_tid, robust_list, robust_len;
   u64 pending;  /* signals pending for the thread when parked */
   u64 quiesces; /* how often it parked */
+  i64 cpu_offset_ns;
+  u32 affinity_bytes, pad; /* 0: the program has set none */
+  u64 affinity[RT_AFFINITY_WORDS];
+  char name[16];
 };
 
 struct rt_state {
@@ -229,6 +238,8 @@ struct rt_state {
   struct rt_fd fds[RT_MAX_FDS];
   struct rt_ofd ofds[RT_MAX_OFDS];
   struct rt_vma vmas[RT_MAX_VMAS];
+  u64 first_stack;        /* argc, argv, the environment, the auxiliary vector */
+  u32 hidden_count, pad2; /* names given to files that were removed while open */
   u32 watch_high, content_used;
   struct rt_watch watches[RT_MAX_WATCHES];
   u8 content[RT_CONTENT_BYTES];

@@ -25,7 +25,7 @@ i64 rt_first_fd(u32 ofd) {
 }
 
 static int is_object(const struct rt_ofd *o) {
-  return o->kind >= OFD_PIPE && o->kind <= OFD_SIGNALFD;
+  return o->kind >= OFD_PIPE && o->kind <= OFD_VIEW;
 }
 
 void rt_files_save(void) {
@@ -36,7 +36,7 @@ void rt_files_save(void) {
       continue;
     if (is_object(o)) {
       rt_objects_save_flags(fd, o);
-    } else if (o->kind != OFD_BLOCKER && o->kind != OFD_OUTPUT) {
+    } else if (o->kind != OFD_BLOCKER && o->kind != OFD_OUTPUT && !o->object.value) {
       i64 at = raw3(__NR_lseek, fd, 0, SEEK_CUR);
       o->offset = IS_ERR(at) ? 0 : at;
     }
@@ -70,7 +70,8 @@ static i64 reopen(struct rt_ofd *o) {
   case OFD_DEVICE: fd = rt_raised(raw4(__NR_openat, -100, o->path, o->flags | O_CLOEXEC, 0)); break;
   default: return rt_object_restore(o);
   }
-  if (!IS_ERR(fd) && o->offset && raw3(__NR_lseek, fd, o->offset, SEEK_SET) != o->offset) {
+  if (!IS_ERR(fd) && o->offset && !o->object.value &&
+      raw3(__NR_lseek, fd, o->offset, SEEK_SET) != o->offset) {
     raw1(__NR_close, fd);
     return -E_INVAL;
   }
@@ -119,9 +120,13 @@ static i64 restore_fd(u32 fd, i32 *first) {
 }
 
 static const char *name_of(const struct rt_ofd *o) {
-  static const char *const names[] = {[OFD_PIPE] = "a pipe",        [OFD_SOCKETPAIR] = "a socket pair",
-                                      [OFD_EVENTFD] = "an eventfd", [OFD_EPOLL] = "an epoll instance",
-                                      [OFD_TIMERFD] = "a timerfd",  [OFD_SIGNALFD] = "a signalfd"};
+  static const char *const names[] = {[OFD_PIPE] = "a pipe",
+                                      [OFD_SOCKETPAIR] = "a socket pair",
+                                      [OFD_EVENTFD] = "an eventfd",
+                                      [OFD_EPOLL] = "an epoll instance",
+                                      [OFD_TIMERFD] = "a timerfd",
+                                      [OFD_SIGNALFD] = "a signalfd",
+                                      [OFD_VIEW] = "a snapshot of /proc or /sys"};
   return is_object(o) ? names[o->kind] : o->path;
 }
 

@@ -116,6 +116,8 @@ static const char *damage_of(const struct rt_thread *t, u32 i, u64 features, u32
     return "the frame of a parked thread is damaged: its registers";
   if (t->vtid <= 0 || t->vtid >= RT->next_vtid)
     return "the frame of a parked thread is damaged: its number";
+  if (t->affinity_bytes > sizeof t->affinity || !ends(t->name, sizeof t->name))
+    return "the frame of a parked thread is damaged: its settings";
   if (t->pending & RUNTIME_SIGNALS || (!in_runtime(uc->rip) && uc->sigmask & RUNTIME_SIGNALS))
     return "the frame of a parked thread is damaged: its signals";
   return fp_ok(uc->fpstate, low, end, features, mask)
@@ -187,6 +189,7 @@ static int object_ok(const struct rt_ofd *o) {
   case OFD_SOCKETPAIR: return pair_ok(o);
   case OFD_EVENTFD: return b->type <= 1 && b->value != ~0ul;
   case OFD_EPOLL: return 1;
+  case OFD_VIEW: return content_ok(b) && o->offset >= 0;
   case OFD_TIMERFD:
     return (b->type <= 1 || b->type == 7) && b->due_ns < LONGEST_NS && b->due_ns > -LONGEST_NS &&
            b->interval_ns >= 0 && b->interval_ns < LONGEST_NS;
@@ -214,6 +217,11 @@ static int ofd_ok(const struct rt_ofd *o) {
   struct rt_path p;
   if (o->kind >= OFD_PIPE)
     return object_ok(o);
+  const struct rt_object *listed = &o->object;
+  if (listed->value && (listed->value < RT->low || listed->value >= RT->high ||
+                        listed->content_bytes > RT->high - listed->value || listed->due_ns < 0 ||
+                        listed->due_ns > listed->content_bytes || o->offset > listed->due_ns))
+    return 0;
   if (o->blocker || o->flags & O_NEVER_KEPT || o->offset < 0 || !ends(o->path, sizeof o->path))
     return 0;
   switch (o->kind) {

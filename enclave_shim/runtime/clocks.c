@@ -35,8 +35,7 @@ i64 rt_clock_offset(i64 id) {
   case CLOCK_MONOTONIC_RAW:
   case CLOCK_MONOTONIC_COARSE:
   case CLOCK_BOOTTIME: return RT->mono_offset_ns;
-  case CLOCK_PROCESS_CPUTIME:
-  case CLOCK_THREAD_CPUTIME: return RT->cpu_offset_ns;
+  case CLOCK_PROCESS_CPUTIME: return RT->cpu_offset_ns;
   default: return 0;
   }
 }
@@ -79,14 +78,59 @@ void rt_clocks_restore(void) {
   rt_cpu_clock_resumed();
 }
 
+/* A negative clock is that of a process or thread, by its number. */
+static i64 numbered_clock(struct call *c, i64 *offset) {
+  i64 vtid = ~((i64)(i32)c->a >> 3), of_thread = c->a & 4;
+  const struct rt_thread *t = vtid ? rt_thread_of(vtid) : c->self;
+  if (!of_thread && (vtid == 0 || vtid == RT->vpid)) {
+    c->a = (u64)~7l | (c->a & 7); /* number 0: the process itself */
+    *offset = RT->cpu_offset_ns;
+    return 0;
+  }
+  if (!t || !of_thread)
+    return -E_INVAL;
+  c->a = (u64)((~(i64)t->tid << 3) | (i64)(c->a & 7));
+  *offset = t->cpu_offset_ns;
+  return 0;
+}
+
 i64 sys_clock_gettime(struct call *c) {
+  i64 id = (i32)c->a;
+  i64 offset = id == CLOCK_THREAD_CPUTIME ? c->self->cpu_offset_ns : rt_clock_offset(id);
+  if (id < 0) {
+    i64 r = numbered_clock(c, &offset);
+    if (IS_ERR(r))
+      return r;
+  }
   i64 r = rt_forward(c);
-  i64 offset = rt_clock_offset((i64)(i32)c->a);
   if (!IS_ERR(r) && offset) {
     struct timespec64 *t = (struct timespec64 *)c->b;
     rt_put_ns(t, rt_ns(t) + offset);
   }
   return r;
+}
+
+/* What earlier processes of the enclave have used counts as time in user mode. */
+i64 sys_getrusage(struct call *c) {
+  i64 r = rt_forward(c), who = (i32)c->a;
+  i64 offset = who == 0 ? RT->cpu_offset_ns : who == 1 /* RUSAGE_THREAD */ ? c->self->cpu_offset_ns : 0;
+  if (!IS_ERR(r) && offset) {
+    i64 *used = (i64 *)c->b; /* ru_utime: seconds, microseconds */
+    i64 us = used[0] * 1000000 + used[1] + offset / 1000;
+    used[0] = us / 1000000;
+    used[1] = us % 1000000;
+  }
+  return r;
+}
+
+i64 sys_times(struct call *c) {
+  const i64 tick_ns = NS_PER_S / 100;
+  i64 r = rt_forward(c);
+  if (IS_ERR(r))
+    return r;
+  if (c->a)
+    *(i64 *)c->a += RT->cpu_offset_ns / tick_ns;
+  return r + RT->mono_offset_ns / tick_ns;
 }
 
 /* Sleep until a virtual time of that clock; `left` gets what remains after a signal of the program. */

@@ -130,7 +130,7 @@ static const call_fn table[] = {
     FD(getsockname), FD(getpeername),
     /* time: emulated on the virtual clock */
     OWN(clock_gettime), OWN(nanosleep), OWN(clock_nanosleep), FORWARD(gettimeofday), FORWARD(time),
-    FORWARD(times), FORWARD(getrusage), FORWARD(clock_getres),
+    OWN(times), OWN(getrusage), FORWARD(clock_getres),
     /* signals and timers: carried */
     OWN(rt_sigaction), OWN(rt_sigprocmask), OWN(rt_sigsuspend), OWN(rt_sigtimedwait), OWN(rt_sigreturn),
     OWN(pause), OWN(sigaltstack), OWN(kill), OWN(tkill), OWN(tgkill), FORWARD(rt_sigpending),
@@ -138,13 +138,13 @@ static const call_fn table[] = {
     /* process and thread */
     OWN(exit_group), OWN(exit), OWN(clone), OWN(getpid), OWN(gettid), OWN(getppid), OWN(set_tid_address),
     OWN(set_robust_list), OWN(futex), OWN(prlimit64), OWN(getrlimit), OWN(setrlimit), OWN(prctl),
-    OWN(arch_prctl), QUIET(rseq), FORWARD(getuid), FORWARD(geteuid), FORWARD(getgid), FORWARD(getegid),
-    FORWARD(getgroups), FORWARD(getresuid), FORWARD(getresgid), [__NR_getpgid] = sys_getpid,
+    OWN(arch_prctl), QUIET(rseq), QUIET(clone3), FORWARD(getuid), FORWARD(geteuid), FORWARD(getgid),
+    FORWARD(getegid), FORWARD(getgroups), FORWARD(getresuid), FORWARD(getresgid), [__NR_getpgid] = sys_getpid,
     [__NR_getpgrp] = sys_getpid, [__NR_getsid] = sys_getpid, FORWARD(uname), FORWARD(sysinfo),
     FORWARD(getrandom), FORWARD(getcpu), FORWARD(sched_yield), FORWARD(sched_get_priority_max),
-    FORWARD(sched_get_priority_min), [__NR_sched_getaffinity] = sys_tid_first,
-    [__NR_sched_setaffinity] = sys_tid_first, [__NR_sched_getparam] = sys_tid_first,
-    [__NR_sched_getscheduler] = sys_tid_first, [__NR_sched_setscheduler] = sys_tid_first};
+    FORWARD(sched_get_priority_min), OWN(sched_getaffinity), OWN(sched_setaffinity),
+    [__NR_sched_getparam] = sys_tid_first, [__NR_sched_getscheduler] = sys_tid_first,
+    [__NR_sched_setscheduler] = sys_tid_first};
 
 /* Calls that change the tables of mappings or descriptors. None of them waits. */
 #define CHANGES(n) [__NR_##n] = 1
@@ -156,9 +156,9 @@ static const u8 table_calls[] = {
     CHANGES(pipe2),     CHANGES(socketpair),   CHANGES(epoll_create),   CHANGES(epoll_create1),
     CHANGES(eventfd),   CHANGES(eventfd2),     CHANGES(timerfd_create), CHANGES(signalfd),
     CHANGES(signalfd4), CHANGES(memfd_create), CHANGES(inotify_init),   CHANGES(inotify_init1),
-    CHANGES(epoll_ctl), CHANGES(pidfd_open),   CHANGES(chdir),          CHANGES(fchdir),
-    CHANGES(rename),    CHANGES(renameat),     CHANGES(renameat2),      CHANGES(unlink),
-    CHANGES(unlinkat),  CHANGES(rt_sigaction)};
+    CHANGES(epoll_ctl), CHANGES(getdents64),   CHANGES(lseek),          CHANGES(pidfd_open),
+    CHANGES(chdir),     CHANGES(fchdir),       CHANGES(rename),         CHANGES(renameat),
+    CHANGES(renameat2), CHANGES(unlink),       CHANGES(unlinkat),       CHANGES(rt_sigaction)};
 
 void rt_sigsys_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc) {
   (void)sig;

@@ -55,9 +55,9 @@ __asm__(".pushsection optmig_text,\"ax\",@progbits\n"
         ".long 7, 4, 1\n"
         ".asciz \"optmig\"\n"
         ".balign 4\n"
-        ".long 2\n"
+        ".long 3\n"
         ".popsection\n");
-_Static_assert(OPTMIG_ABI_VERSION == 2, "keep the note's last word equal to OPTMIG_ABI_VERSION");
+_Static_assert(OPTMIG_ABI_VERSION == 3, "keep the note's last word equal to OPTMIG_ABI_VERSION");
 
 static void die(const char *text) {
   raw3(__NR_write, 2, text, rt_strlen(text));
@@ -416,6 +416,7 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
   map_data(&b, 1);
   init_state(&b);
   u64 stack = build_stack(&b);
+  RT->first_stack = stack;
   rt_arm_thread(&RT->threads[0]);
   struct timespec64 now;
   raw2(__NR_clock_gettime, 1, &now);

@@ -52,10 +52,9 @@ i64 rt_new_ofd(struct call *c, u64 fd, u32 kind, u32 flags, const char *path) {
     o->blocker = 0;
     o->offset = 0;
     set_path(o, path);
-    if (kind >= OFD_BLOCKER) {
-      rt_fill(&o->object, 0, sizeof o->object);
+    rt_fill(&o->object, 0, sizeof o->object);
+    if (kind >= OFD_BLOCKER)
       rt_note_place(c, &o->made);
-    }
     bind_fd(fd, i, (flags & O_CLOEXEC) != 0);
     return (i64)fd;
   }
@@ -70,6 +69,8 @@ static void unbind_fd(u64 fd) {
   if (--o->refs)
     return;
   rt_watches_forget(f->ofd);
+  rt_listing_drop(o);
+  rt_remove_hidden(o);
   if ((o->kind == OFD_PIPE || o->kind == OFD_SOCKETPAIR) && o->object.peer)
     RT->ofds[o->object.peer - 1].object.peer = 0;
 }
@@ -90,6 +91,9 @@ static i64 open_path(struct call *c, int dirfd, const char *path, u64 flags, u64
   i64 r = rt_resolve(dirfd, path, &p);
   if (IS_ERR(r))
     return r;
+  i64 view = p.kind == OFD_EXTERNAL ? rt_view_open(p.text, flags) : 0;
+  if (view)
+    return IS_ERR(view) ? view : rt_new_ofd(c, (u64)view, OFD_VIEW, (u32)flags & O_CLOEXEC, p.text);
   int writes = (flags & O_ACCMODE) != 0 || (flags & (O_CREAT | O_TRUNC)) != 0;
   i64 fd = raw4(__NR_openat, p.dirfd, p.at, flags, mode);
   if (IS_ERR(fd))
@@ -193,7 +197,7 @@ i64 sys_fcntl(struct call *c) {
     return -E_BADF;
   if (c->b == F_DUPFD || c->b == F_DUPFD_CLOEXEC)
     return dup_above(c->a, c->c, c->b == F_DUPFD_CLOEXEC);
-  i64 r = rt_forward(c);
+  i64 r = c->b == F_SETLKW || c->b == F_OFD_SETLKW ? rt_wait_in(c) : rt_forward(c);
   if (IS_ERR(r))
     return r;
   if (c->b == F_SETFD)
@@ -210,29 +214,9 @@ i64 sys_flock(struct call *c) {
   struct rt_ofd *o = rt_ofd_of(c->a);
   if (!o)
     return -E_BADF;
-  i64 r = rt_forward(c);
+  i64 r = rt_wait_in(c);
   if (!IS_ERR(r) && o->kind == OFD_SHARED)
     o->blocker = c->b & 8 /* LOCK_UN */ ? 0 : BLOCK_LOCKED;
-  return r;
-}
-
-i64 sys_lseek(struct call *c) {
-  struct rt_ofd *o = rt_ofd_of(c->a);
-  if (!o)
-    return -E_BADF;
-  i64 r = rt_forward(c);
-  if (r == 0 && o->blocker == BLOCK_DIRECTORY)
-    o->blocker = 0;
-  return r;
-}
-
-i64 sys_getdents64(struct call *c) {
-  struct rt_ofd *o = rt_ofd_of(c->a);
-  if (!o)
-    return -E_BADF;
-  i64 r = rt_forward(c);
-  if (!IS_ERR(r) && !o->blocker)
-    o->blocker = BLOCK_DIRECTORY; /* a directory cookie means nothing on another file system */
   return r;
 }
 

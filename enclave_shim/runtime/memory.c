@@ -27,6 +27,7 @@
 #define KIND_ANON 0
 #define KIND_HEAP 2
 #define KIND_FILE 3
+#define KIND_SHARED_FILE 5
 #define SEEK_DATA 3
 #define SEEK_HOLE 4
 #define PIECES_APART 64         /* pieces of memory in use that are looked for; the rest is taken as one */
@@ -236,6 +237,10 @@ static i64 unmap(u64 start, u64 end) {
   return punch(start, end);
 }
 
+void rt_memory_give(u64 start, u64 bytes) {
+  unmap(start, start + PAGE_UP(bytes));
+}
+
 /* A file is mapped by copying it: private, or shared and read-only. */
 static i64 fill_from_file(u64 start, u64 bytes, i32 fd, u64 offset) {
   for (u64 done = 0; done < bytes;) {
@@ -261,7 +266,9 @@ i64 sys_mmap(struct call *c) {
     if ((flags & MAP_TYPE) != MAP_PRIVATE && prot & PROT_WRITE)
       return rt_refuse(c) + E_NOSYS - E_NODEV; /* a writable shared file mapping */
   }
-  u32 kind = anon ? KIND_ANON : KIND_FILE;
+  if (!anon && c->f & (PAGE_BYTES - 1))
+    return -E_INVAL;
+  u32 kind = anon ? KIND_ANON : (flags & MAP_TYPE) == MAP_PRIVATE ? KIND_FILE : KIND_SHARED_FILE;
   u32 first_prot = anon ? prot : PROT_RW;
   u64 start;
   if (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) {
@@ -312,8 +319,11 @@ i64 sys_mprotect(struct call *c) {
     return 0;
   u64 at = start;
   u32 i = find_vma(start);
-  for (; i < RT->vma_count && RT->vmas[i].start <= at && at < end; i++)
+  for (; i < RT->vma_count && RT->vmas[i].start <= at && at < end; i++) {
+    if (RT->vmas[i].kind == KIND_SHARED_FILE && prot & PROT_WRITE)
+      return rt_refuse(c) + E_NOSYS - E_ACCES; /* what is written would not reach the file */
     at = RT->vmas[i].end;
+  }
   if (at < end)
     return -E_NOMEM;
   if (split_at(start) || split_at(end))

@@ -317,6 +317,7 @@ void rt_object_save(u32 fd, struct rt_ofd *o) {
   case OFD_SOCKETPAIR: save_socket(fd, o); break;
   case OFD_EVENTFD: save_eventfd(fd, o); break;
   case OFD_TIMERFD: save_timer(fd, o); break;
+  case OFD_VIEW: rt_view_save(fd, o); break;
   default: break;
   }
 }
@@ -441,6 +442,7 @@ i64 rt_object_restore(const struct rt_ofd *o) {
   u64 flags = (o->flags & O_NONBLOCK) | O_CLOEXEC;
   i64 fd;
   switch (o->kind) {
+  case OFD_VIEW: return rt_view_restore(o);
   case OFD_EPOLL: return rt_raised(raw1(__NR_epoll_create1, O_CLOEXEC));
   case OFD_TIMERFD: return rt_raised(raw2(__NR_timerfd_create, b->type, flags)); /* armed at the start */
   case OFD_SIGNALFD: return rt_raised(raw4(__NR_signalfd4, -1, &b->value, 8, flags));

@@ -17,6 +17,7 @@
 #define ARCH_SET_FS 0x1002
 #define ARCH_GET_FS 0x1003
 #define MADV_POPULATE_WRITE 23
+#define CLOCK_THREAD_CPUTIME 3
 
 void rt_event(void) {
   u64 one = 1;
@@ -70,6 +71,7 @@ void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc
   self->quiesces++;
   raw2(__NR_arch_prctl, ARCH_GET_FS, &self->fs_base);
   rt_signals_save_thread(self);
+  self->cpu_offset_ns += rt_clock_ns(CLOCK_THREAD_CPUTIME);
   self->parked = 1;
   if (__atomic_add_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST) == 1)
     wake_the_others(self);
@@ -78,6 +80,7 @@ void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc
   while ((seen = CTL->resume_seq) != CTL->quiesce_seq)
     raw4(__NR_futex, &CTL->resume_seq, FUTEX_WAIT, seen, 0);
   quit_if_released();
+  self->cpu_offset_ns -= rt_clock_ns(CLOCK_THREAD_CPUTIME);
   self->parked = 0;
   __atomic_add_fetch(&CTL->running, 1, __ATOMIC_SEQ_CST);
   if (__atomic_sub_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST) == 0) {
@@ -120,6 +123,8 @@ void rt_return_to_program(struct rt_thread *t) {
   rt_arm_thread(t);
   raw2(__NR_arch_prctl, ARCH_SET_FS, t->fs_base);
   rt_signals_restore_thread(t);
+  rt_thread_settings_restore(t);
+  t->cpu_offset_ns -= rt_clock_ns(CLOCK_THREAD_CPUTIME);
   t->parked = 0;
   __asm__ volatile("mov %0, %%rsp\n mov $15, %%eax\n syscall\n ud2" : : "r"(t->frame) : "memory");
   __builtin_unreachable();

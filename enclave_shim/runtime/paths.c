@@ -271,6 +271,13 @@ i64 rt_path_call(struct call *c) {
   r = rt_resolve((int)c->a, path, &p);
   if (IS_ERR(r))
     return r;
+  if (c->nr == __NR_readlinkat && p.kind == OFD_EXTERNAL && c->d) {
+    r = rt_view_link(p.text, (char *)c->c, c->d);
+    if (r)
+      return r;
+  }
+  if (c->nr == __NR_unlinkat && !(c->c & AT_REMOVEDIR) && rt_hide_removed(&p))
+    return 0;
   c->a = (u64)p.dirfd;
   c->b = (u64)p.at;
   r = rt_forward(c);

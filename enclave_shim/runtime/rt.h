@@ -181,6 +181,7 @@ void rt_install_handlers(void);
 /* threads.c */
 void rt_lock(void); /* the tables in the arena; held only with all signals blocked */
 void rt_unlock(void);
+struct rt_thread *rt_thread_of(i64 vtid); /* 0 if there is none */
 int rt_threads_restore(struct rt_thread *mine);
 i64 sys_clone(struct call *), sys_exit(struct call *);
 
@@ -189,6 +190,7 @@ void rt_memory_init(u64 low, u64 high);
 void rt_memory_add(u64 start, u64 end, u32 prot, u32 kind);
 int rt_memory_restore(void); /* protections, from the table */
 u64 rt_memory_take(u64 bytes, u32 prot, u32 kind);
+void rt_memory_give(u64 start, u64 bytes);
 i64 sys_mmap(struct call *), sys_munmap(struct call *), sys_mremap(struct call *),
     sys_mprotect(struct call *), sys_madvise(struct call *), sys_brk(struct call *), sys_msync(struct call *);
 
@@ -223,7 +225,20 @@ void rt_files_save(void);
 i64 rt_raised(i64 fd);    /* moved to a number of the runtime's */
 i64 rt_first_fd(u32 ofd); /* the lowest number of a description */
 
+/* directories.c */
+void rt_listing_drop(struct rt_ofd *o);
+int rt_hide_removed(const struct rt_path *p);
+void rt_remove_hidden(const struct rt_ofd *closed);
+void rt_remove_all_hidden(void);
+
+/* views.c */
+i64 rt_view_open(const char *path, u64 flags);
+i64 rt_view_link(const char *path, char *to, u64 bytes);
+void rt_view_save(u32 fd, struct rt_ofd *o);
+i64 rt_view_restore(const struct rt_ofd *o);
+
 /* transfers.c */
+i64 rt_wait_in(struct call *c);    /* any call that may wait, made again after a quiesce */
 i64 rt_fd_forward(struct call *c); /* first argument is a descriptor */
 i64 rt_fd_write(struct call *c);
 i64 sys_recvfrom(struct call *), sys_two_fds(struct call *), sys_poll(struct call *);
@@ -254,7 +269,7 @@ void rt_clocks_save(void);
 void rt_clocks_restore(void);
 void rt_cpu_clock_resumed(void);
 i64 sys_clock_gettime(struct call *), sys_nanosleep(struct call *), sys_clock_nanosleep(struct call *),
-    sys_futex(struct call *);
+    sys_futex(struct call *), sys_getrusage(struct call *), sys_times(struct call *);
 
 /* signals.c */
 #define SIGBIT(n) (1ul << ((n) - 1))
@@ -278,6 +293,8 @@ i64 sys_exit_group(struct call *), sys_getpid(struct call *), sys_gettid(struct 
     sys_getppid(struct call *), sys_set_tid_address(struct call *), sys_set_robust_list(struct call *),
     sys_umask(struct call *), sys_prlimit64(struct call *), sys_getrlimit(struct call *),
     sys_setrlimit(struct call *), sys_prctl(struct call *), sys_arch_prctl(struct call *),
-    sys_quiet_enosys(struct call *), sys_zero(struct call *), sys_tid_first(struct call *);
+    sys_quiet_enosys(struct call *), sys_zero(struct call *), sys_tid_first(struct call *),
+    sys_sched_setaffinity(struct call *), sys_sched_getaffinity(struct call *);
+void rt_thread_settings_restore(const struct rt_thread *t); /* called by the thread itself */
 
 #endif

@@ -173,10 +173,8 @@ i64 sys_kill(struct call *c) {
 }
 
 static i64 to_thread(i64 vtid, u64 sig) {
-  for (u32 i = 0; i < RT_MAX_THREADS; i++)
-    if (RT->threads[i].used && RT->threads[i].vtid == vtid)
-      return raw3(__NR_tgkill, raw0(__NR_getpid), RT->threads[i].tid, sig);
-  return -3;
+  const struct rt_thread *t = rt_thread_of(vtid);
+  return t ? raw3(__NR_tgkill, raw0(__NR_getpid), t->tid, sig) : -3;
 }
 
 i64 sys_tkill(struct call *c) {

@@ -75,6 +75,13 @@ static i64 start_thread(u64 flags, u64 stack, u64 tls, u64 child_tid, void (*ent
   return ret;
 }
 
+struct rt_thread *rt_thread_of(i64 vtid) {
+  for (u32 i = 0; i < RT_MAX_THREADS; i++)
+    if (RT->threads[i].used && RT->threads[i].vtid == vtid)
+      return &RT->threads[i];
+  return 0;
+}
+
 static struct rt_thread *take_slot(void) {
   for (u32 i = 0; i < RT_MAX_THREADS; i++) {
     struct rt_thread *t = &RT->threads[i];
@@ -129,6 +136,9 @@ i64 sys_clone(struct call *c) {
   __atomic_add_fetch(&RT->thread_count, 1, __ATOMIC_SEQ_CST);
   __atomic_add_fetch(&CTL->threads, 1, __ATOMIC_SEQ_CST);
   __atomic_add_fetch(&CTL->running, 1, __ATOMIC_SEQ_CST);
+  t->affinity_bytes = c->self->affinity_bytes;
+  rt_copy(t->affinity, c->self->affinity, sizeof t->affinity);
+  rt_copy(t->name, c->self->name, sizeof t->name);
   u64 passed = flags & ~(CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_DETACHED);
   i64 r = start_thread(passed, (u64)uc - FRAME_SLACK_BYTES, c->e, c->d, thread_begins, t);
   if (IS_ERR(r)) {

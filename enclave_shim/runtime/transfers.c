@@ -13,10 +13,10 @@ struct vector {
 
 /* Files are never waited for, anything else may be. */
 static int waits(const struct rt_ofd *o) {
-  return o->kind >= OFD_BLOCKER;
+  return o->kind >= OFD_BLOCKER && o->kind != OFD_VIEW;
 }
 
-static i64 wait_in(struct call *c) {
+i64 rt_wait_in(struct call *c) {
   struct wait_state w = rt_wait_begin(c);
   i64 r;
   do
@@ -29,7 +29,7 @@ i64 rt_fd_forward(struct call *c) {
   struct rt_ofd *o = rt_ofd_of(c->a);
   if (!o)
     return -E_BADF;
-  return waits(o) ? wait_in(c) : rt_forward(c);
+  return waits(o) ? rt_wait_in(c) : rt_forward(c);
 }
 
 /* (fd, buffer, bytes, …): go on until all is done, or something else than a quiesce stops it. */
@@ -63,7 +63,7 @@ static void skip(struct vector *v, u64 *count, u64 bytes) {
 static i64 whole_vectors(struct call *c, u64 *vectors, u64 *count) {
   struct vector copy[MAX_VECTORS];
   if (*count > MAX_VECTORS)
-    return wait_in(c); /* the kernel refuses it */
+    return rt_wait_in(c); /* the kernel refuses it */
   rt_copy(copy, (const void *)*vectors, *count * sizeof *copy);
   *vectors = (u64)copy;
   struct wait_state w = rt_wait_begin(c);
@@ -111,7 +111,7 @@ i64 sys_two_fds(struct call *c) {
   struct rt_ofd *one = rt_ofd_of(c->a), *two = rt_ofd_of(other);
   if (!one || !two)
     return -E_BADF;
-  return waits(one) || waits(two) ? wait_in(c) : rt_forward(c);
+  return waits(one) || waits(two) ? rt_wait_in(c) : rt_forward(c);
 }
 
 /* poll, ppoll, select, pselect6. The kernel writes what remains back into the timeout of all but

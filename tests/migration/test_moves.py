@@ -87,9 +87,14 @@ def test_a_file_reader_and_writer_moves_with_its_directory(
 
 @pytest.mark.parametrize(
     ("name", "argument", "moves", "longest_wait_s"),
-    [("signals", "150", 4, 0.1), ("mappings", "60000", 5, 0.2), ("descriptors", "8000", 4, 0.2)],
+    [
+        ("signals", "150", 4, 0.1),
+        ("mappings", "60000", 5, 0.2),
+        ("descriptors", "8000", 4, 0.2),
+        ("world", "350", 4, 0.2),
+    ],
 )
-def test_signals_timers_mappings_and_descriptors_survive_moves(
+def test_signals_mappings_descriptors_and_surroundings_survive_moves(
     name: str,
     argument: str,
     moves: int,

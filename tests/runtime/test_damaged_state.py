@@ -212,6 +212,12 @@ def _message_too_long(state: State, frame: Frame) -> None:
     state["content"][at : at + 4] = 255
 
 
+def _listing_end(state: State, frame: Frame) -> None:
+    objects = state["ofds"]["object"]
+    listed = (state["ofds"]["kind"] == OfdKind.OWN) & (objects["due_ns"] > 0)
+    objects["due_ns"][int(np.flatnonzero(listed)[0])] = 1 << 40
+
+
 def _all_paths_unended(state: State, frame: Frame) -> None:
     state["cwd"] = b"/" * abi.RT_PATH_BYTES
 
@@ -302,6 +308,12 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "timer-interval": (_object(OfdKind.TIMERFD, "interval_ns", -1), FILES),
     "timer-clock": (_object(OfdKind.TIMERFD, "type", 5), FILES),
     "signalfd-mask": (_object(OfdKind.SIGNALFD, "value", U64), FILES),
+    "view-content": (_object(OfdKind.VIEW, "content_bytes", 1 << 31), FILES),
+    "view-offset": (_ofd(OfdKind.VIEW, "offset", -1), FILES),
+    "listing-elsewhere": (_object(OfdKind.OWN, "value", 0x1000), FILES),
+    "listing-end": (_listing_end, FILES),
+    "affinity": (_set_in("threads", 0, "affinity_bytes", 4096), FRAME),
+    "thread-name": (_set_in("threads", 0, "name", b"x" * 16), FRAME),
     "watch-count": (_set("watch_high", 4_000_000_000), "registrations"),
     "watch-target": (_set_in("watches", 0, "target", 900), "registrations"),
     "watch-instance": (_set_in("watches", 0, "epoll", 1), "registrations"),

@@ -34,7 +34,8 @@ int main(int argc, char **argv) {
     try_a_message_queue();
   else if (!strcmp(what, "deleted")) {
     fd = open(path, O_RDWR | O_CREAT, 0600);
-    unlink(path);
+    close(open("other", O_RDWR | O_CREAT, 0600));
+    rename("other", path);
   } else if (!strcmp(what, "outside"))
     fd = open(path, O_RDWR | O_CREAT, 0600);
   else if (!strcmp(what, "read"))
