@@ -18,6 +18,8 @@ ARENA_BASE = 0x100000000000
 CTL_BASE = 0x0FF000000000
 CTL_HEADER_BYTES = 1 << 20
 MARKS_BASE = CTL_BASE + CTL_HEADER_BYTES
+MARKS_BIAS = 0x7FF00000
+LOW_MARKS_BYTES = 512 << 10
 RT_STATE_BYTES = 8 << 20
 
 QUIESCE_SIGNAL = 63
@@ -35,6 +37,9 @@ RT_CONTENT_BYTES = 4 << 20
 RT_PLACE_CALLERS = 6
 CTL_MAX_REFUSED = 16
 RT_MAX_SHARED = 32
+RT_MAX_SLOTS = 64
+RT_OUTPUTS = 4
+ALT_STACK_BYTES = 256 << 10
 
 
 class Mode(IntEnum):
@@ -137,6 +142,9 @@ CTL = np.dtype(
         ("refused", RT_PLACE, (CTL_MAX_REFUSED,)),
         ("refused_count", "<u4"),
         ("vma_limit_hit", "<u4"),
+        ("slots_offset", "<i8"),
+        ("slots", "<u4"),
+        ("slots_pad", "<u4"),
         ("command_seq", "<u4"),
         ("command", "<u4"),
         ("command_arg0", "<u8"),
@@ -226,6 +234,9 @@ RT_THREAD = np.dtype(
         ("pad", "<u4"),
         ("affinity", "<u8", (RT_AFFINITY_WORDS,)),
         ("name", "S16"),
+        ("stack_top", "<u8"),
+        ("out_at", "<u8", (RT_OUTPUTS,)),
+        ("out_bytes", "<u8", (RT_OUTPUTS,)),
     ],
     align=True,
 )
@@ -268,6 +279,9 @@ RT_STATE = np.dtype(
         ("outside_path", "S256"),
         ("handled", "<u8"),
         ("shared_text", "S8192"),
+        ("tracker", "<u4"),
+        ("pad2", "<u4"),
+        ("boot_slots", "<u8", (RT_MAX_SLOTS,)),
         ("sigactions", RT_SIGACTION, (65,)),
         ("threads", RT_THREAD, (RT_MAX_THREADS,)),
         ("fds", RT_FD, (RT_MAX_FDS,)),

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from optmigd.enclave_shim import abi, preflight, requests, status
+from optmigd.enclave_shim import abi, preflight, requests, status, trackers
 from optmigd.enclave_shim.abi import Mode, RtState
 from optmigd.enclave_shim.connection import Params, Server
 from optmigd.enclave_shim.instance import Maker, identify
@@ -40,7 +40,7 @@ from optmigd.enclave_shim.migration.source import Source
 from optmigd.enclave_shim.platforms import Platform
 from optmigd.enclave_shim.remembered import Memory
 from optmigd.enclave_shim.starting import DEFAULT_OWN_DIR, Start, discard
-from optmigd.enclave_shim.tracker import probe
+from optmigd.enclave_shim.trackers import Wanted
 from optmigd.enclave_shim.vault import Vault
 from optmigd.protocol.errors import (
     AlreadyMigrating,
@@ -220,6 +220,7 @@ class Agent:
                 io_files,
                 generation=1,
             )
+            self._enclave.arena.rt_state["tracker"] = Wanted[wanted.tracker.upper()]
         finally:
             self._busy = False
         enclave = self._enclave
@@ -429,7 +430,7 @@ class Agent:
         enclave = self._running()
         if not self._idle.is_set():
             raise AlreadyMigrating("its dirty pages are being tracked by a migration")
-        if why := probe(enclave.process):
+        if why := trackers.missing(enclave)[1]:
             raise TrackerUnavailable(why)
         self._idle = trio.Event()
         try:

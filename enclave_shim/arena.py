@@ -281,7 +281,7 @@ class Control:
         """
         page_count = arena_bytes // abi.PAGE_BYTES
         marks_bytes = -(-page_count // abi.PAGE_BYTES) * abi.PAGE_BYTES
-        size_bytes = abi.CTL_HEADER_BYTES + marks_bytes
+        size_bytes = abi.CTL_HEADER_BYTES + marks_bytes + abi.LOW_MARKS_BYTES
         self.fd = os.memfd_create("optmig-ctl", os.MFD_CLOEXEC) if fd < 0 else fd
         try:
             if fd < 0:
@@ -294,6 +294,7 @@ class Control:
         self._ctl = self._flat[: abi.CTL.itemsize].view(abi.CTL)
         self._address = int(self._flat.ctypes.data)
         self.marks: NDArray[np.uint8] = self._flat[abi.CTL_HEADER_BYTES :][:page_count]
+        self.low_marks: NDArray[np.uint8] = self._flat[abi.CTL_HEADER_BYTES + marks_bytes :]
         if fd < 0:
             self["magic"] = abi.CTL_MAGIC
             self["abi_version"] = abi.ABI_VERSION

@@ -21,6 +21,7 @@ MAX_IMAGE_BYTES = 1 << 30
 MAX_SEGMENTS = 64
 MAX_SECTIONS = 4096
 RUNTIME_SECTION = b"optmig_text"  # holds the runtime, its entry point included
+MARKS_SECTION = b"optmig_marks"  # notes of the compiler tracker's pass
 MEASUREMENT_LABEL = b"optmigd image v1"
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -46,11 +47,20 @@ class Segment:
 
 @dataclass(frozen=True)
 class Image:
-    """A checked image."""
+    """A checked image.
+
+    Attributes:
+        content: the whole file.
+        entry: where it starts.
+        segments: what is loaded, and measured.
+        mark_blockers: why a program built for the compiler tracker cannot be tracked by it; part of
+            what is loaded.
+    """
 
     content: bytes
     entry: int
     segments: tuple[Segment, ...]
+    mark_blockers: tuple[str, ...] = ()
 
     @cached_property
     def symbols(self) -> Symbols:
@@ -150,16 +160,31 @@ def parse(content: bytes, name: str = "image") -> Image:
         for segment in segments
     ):
         raise refuse("its entry point is in no executable segment")
-    runtime = _section(content, shoff, shsize, shnum, shstr)
+    runtime = _section(content, shoff, shsize, shnum, shstr, RUNTIME_SECTION)
     if runtime is None or not runtime[0] <= entry < runtime[0] + runtime[1]:
         raise refuse("the optmig runtime is not linked in")
-    return Image(content, entry, tuple(segments))
+    notes = _section(content, shoff, shsize, shnum, shstr, MARKS_SECTION)
+    return Image(content, entry, tuple(segments), _mark_blockers(segments, notes))
+
+
+def _mark_blockers(segments: list[Segment], notes: tuple[int, int] | None) -> tuple[str, ...]:
+    """The notes that the compiler driver left in the image, out of its loaded bytes."""
+    if notes is None:
+        return ()
+    address, size_bytes = notes
+    for segment in segments:
+        start = address - segment.vaddr
+        if start >= 0 and start + size_bytes <= len(segment.content):
+            texts = bytes(segment.content[start : start + size_bytes]).split(b"\0")
+            found = dict.fromkeys(text.decode(errors="replace") for text in texts)
+            return tuple(text for text in found if text not in ("", "marked"))
+    return ("its notes about marks are not in a loaded segment",)
 
 
 def _section(
-    content: bytes, shoff: int, shsize: int, shnum: int, shstr: int
+    content: bytes, shoff: int, shsize: int, shnum: int, shstr: int, wanted: bytes
 ) -> tuple[int, int] | None:
-    """Address and size of the runtime's section, if the file has one and its table is sound."""
+    """Address and size of a section, if the file has it and its table is sound."""
     if shsize != _SHDR.size or not 0 < shnum <= MAX_SECTIONS or shstr >= shnum:
         return None
     if shoff + shnum * shsize > len(content):
@@ -168,6 +193,6 @@ def _section(
     names_at, names_bytes = headers[shstr][4], headers[shstr][5]
     names = content[names_at : names_at + names_bytes]
     for name, _, _, address, _, size_bytes, *_ in headers:
-        if names[name : name + len(RUNTIME_SECTION) + 1] == RUNTIME_SECTION + b"\0":
+        if names[name : name + len(wanted) + 1] == wanted + b"\0":
             return address, size_bytes
     return None

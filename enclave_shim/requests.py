@@ -32,6 +32,7 @@ class Launch(msgspec.Struct, forbid_unknown_fields=True):
     own_dir: str
     shared: Annotated[list[str], Meta(max_length=abi.RT_MAX_SHARED)]
     stdin: str
+    tracker: Literal["auto", "kernel", "compiler"] = "auto"
 
 
 class Receive(msgspec.Struct, forbid_unknown_fields=True):

@@ -1,13 +1,12 @@
 """What an agent answers about its instance (Contract 1, `status`)."""
 
-from optmigd.enclave_shim import preflight
+from optmigd.enclave_shim import preflight, trackers
 from optmigd.enclave_shim.abi import RtState
 from optmigd.enclave_shim.connection import Params
 from optmigd.enclave_shim.files import TravellingFiles
 from optmigd.enclave_shim.holdings import holdings
 from optmigd.enclave_shim.migration.common import RECORD_BYTES, Enclave
 from optmigd.enclave_shim.platforms import Platform
-from optmigd.enclave_shim.tracker import probe
 
 
 def describe(enclave: Enclave) -> Params:
@@ -15,7 +14,7 @@ def describe(enclave: Enclave) -> Params:
     return {
         "measurement": enclave.identity.measurement.hex(),
         "platform": enclave.identity.platform.name,
-        "tracker": "none" if probe(enclave.process) else "kernel",
+        "tracker": trackers.name_of(enclave),
     }
 
 

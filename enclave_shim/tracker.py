@@ -134,9 +134,22 @@ def take_marks(marks: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> Runs:
     between. A page that is marked again after the copy was taken is read after its mark was
     cleared, and so with all that the mark stands for.
     """
-    marked = np.flatnonzero(marks.copy())
+    whole = len(marks) // 8 * 8
+    words = marks[:whole].view(np.uint64).copy() if _aligned(marks) else None
+    if words is None:
+        marked = np.flatnonzero(marks.copy())
+    else:
+        some = np.flatnonzero(words)  # eight at a time: nearly all are clear
+        bytes_ = words[some].view(np.uint8).reshape(-1, 8)
+        row, column = np.nonzero(bytes_)
+        rest = np.flatnonzero(marks[whole:].copy()) + whole
+        marked = np.concatenate((some[row] * 8 + column, rest))
     marks[marked] = 0
     return runs_of_pages(marked)
+
+
+def _aligned(marks: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> bool:
+    return int(marks.ctypes.data) % 8 == 0
 
 
 class KernelTracker:

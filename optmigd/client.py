@@ -128,6 +128,7 @@ class Client:
         env: Mapping[str, str] | None = None,
         args: Sequence[str] = (),
         stdin: StrPath | None = None,
+        tracker: requests.Tracker = "auto",
     ) -> answers.Launched:
         """Start an image as a new enclave.
 
@@ -141,6 +142,9 @@ class Client:
             env: environment of the program.
             args: arguments of the program, without its name.
             stdin: a file for its standard input.
+            tracker: which tracker it is moved with, here and on every host after: the kernel's, or
+                the marks of a program built with `optmig-cc --tracker=compiler`; "auto" is the
+                kernel's where it has one.
 
         Raises:
             EnclaveExists: there is one of that name.
@@ -157,6 +161,7 @@ class Client:
             env=env,
             args=args,
             stdin=stdin,
+            tracker=tracker,
         )
         return cast(answers.Launched, await self.call("launch", params))
 

@@ -11,6 +11,7 @@ StrPath = str | os.PathLike[str]
 Decision = Literal["give-up", "discard"]
 Mode = Literal["precopy", "stop-and-copy"]
 OnStall = Literal["throttle", "switch", "abort"]
+Tracker = Literal["auto", "kernel", "compiler"]
 
 
 def launch(
@@ -24,6 +25,7 @@ def launch(
     env: Mapping[str, str] | None,
     args: Sequence[str],
     stdin: StrPath | None,
+    tracker: Tracker = "auto",
 ) -> dict[str, Any]:
     """Parameters of `launch`. Paths become absolute: the daemon has a directory of its own."""
     return {
@@ -36,6 +38,7 @@ def launch(
         "env": dict(env or {}),
         "args": list(args),
         "stdin": "" if stdin is None else os.path.abspath(stdin),
+        **({} if tracker == "auto" else {"tracker": tracker}),
     }
 
 

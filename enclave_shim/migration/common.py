@@ -80,6 +80,11 @@ class Enclave:
     digests: DigestCache
 
     @property
+    def image(self) -> Image:
+        """What it runs."""
+        return self.identity.image
+
+    @property
     def io_dir(self) -> Path:
         """Where the files of the "io" root stand, if they came with the enclave."""
         return self.io_files["output.log"].parent

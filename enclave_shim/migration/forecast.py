@@ -7,7 +7,7 @@ import trio
 from optmigd.enclave_shim import abi
 from optmigd.enclave_shim.arena import count_pages
 from optmigd.enclave_shim.migration.common import Enclave, ExportOrders, Params
-from optmigd.enclave_shim.tracker import KernelTracker, tracked_ranges
+from optmigd.enclave_shim.trackers import make_tracker
 from optmigd.protocol.convergence import Settings, forecast
 from optmigd.protocol.session import Proposal
 
@@ -42,7 +42,7 @@ async def sample_dirty(enclave: Enclave, interval_s: float = SAMPLE_S) -> DirtyS
 
     Cancellation ends the tracking at once.
     """
-    tracker = KernelTracker(enclave.process, tracked_ranges(enclave.arena))
+    tracker = make_tracker(enclave)
     try:
         await trio.to_thread.run_sync(tracker.arm)
         started_s = trio.current_time()

@@ -7,7 +7,7 @@ from optmigd.enclave_shim.files import TravellingFiles
 from optmigd.enclave_shim.migration.common import RECORD_BYTES, Enclave, ExportOrders
 from optmigd.enclave_shim.migration.pump import Sender
 from optmigd.enclave_shim.migration.rounds import Rounds
-from optmigd.enclave_shim.tracker import KernelTracker, probe, tracked_ranges
+from optmigd.enclave_shim.trackers import make_tracker, missing
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.records import StreamSealer
 from optmigd.protocol.session import Answer, FileNeed, SessionKeys
@@ -19,9 +19,10 @@ def find_blockers(enclave: Enclave, orders: ExportOrders) -> tuple[list[FileNeed
     needs, blockers = preflight.file_needs(found, enclave.digests)
     files = TravellingFiles(enclave.own_dir, enclave.io_files, RECORD_BYTES)
     blockers = [*found.blockers, *blockers, *files.blockers()]
-    if orders.mode == "precopy" and (why := probe(enclave.process)):
+    tracker, why = missing(enclave)
+    if orders.mode == "precopy" and why:
         message = f"{why}; --mode stop-and-copy works without a tracker"
-        blockers.append(Blocker("tracker", "kernel", message))
+        blockers.append(Blocker("tracker", tracker, message))
     return needs, blockers
 
 
@@ -52,5 +53,5 @@ def make_rounds(
     files = TravellingFiles(enclave.own_dir, enclave.io_files, answer.record_bytes)
     tracker = None
     if orders.mode == "precopy":
-        tracker = KernelTracker(enclave.process, tracked_ranges(enclave.arena))
+        tracker = make_tracker(enclave)
     return Rounds(enclave.arena, senders, files, tracker)

@@ -60,7 +60,7 @@ from optmigd.enclave_shim.migration.switchover import (
 from optmigd.enclave_shim.migration.throttle import Throttle
 from optmigd.enclave_shim.migration.turn import SwitchoverTurn
 from optmigd.enclave_shim.remembered import Memory, SourceFacts, UnderWay
-from optmigd.enclave_shim.tracker import probe
+from optmigd.enclave_shim.trackers import missing
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.ciphers import check_chosen
 from optmigd.protocol.convergence import (
@@ -288,7 +288,7 @@ class Source(Part):
         enclave, orders = self.enclave, self.orders
         needs, blockers = await trio.to_thread.run_sync(find_blockers, enclave, orders)
         only_ask = orders.dry_run or bool(blockers)
-        can_sample = orders.dry_run and not probe(enclave.process)
+        can_sample = orders.dry_run and not missing(enclave)[1]
         sample = await sample_dirty(enclave) if can_sample else None
         proposal: Proposal = await trio.to_thread.run_sync(
             lambda: make_proposal(enclave, orders, needs, dry_run=only_ask)

@@ -25,7 +25,13 @@ typedef long i64;
 #define CTL_BASE 0x0ff000000000ul
 #define CTL_HEADER_BYTES (1ul << 20)             /* struct ctl and the launch block */
 #define MARKS_BASE (CTL_BASE + CTL_HEADER_BYTES) /* one byte per arena page: 1 = dirty */
-#define RT_STATE_BYTES (8ul << 20)               /* struct rt_state at ARENA_BASE */
+/* The same marks for a program built with --tracker=compiler: the byte for the page of address a is at
+ * MARKS_BIAS + (a >> 12); below 2 GiB, where the image's own data is, they are a piece of their own. */
+#define MARKS_BIAS 0x7ff00000ul
+#define LOW_MARKS_BYTES (512ul << 10) /* behind the arena's marks in the control block's memory */
+#define RT_MAX_SLOTS 64
+#define RT_OUTPUTS 4
+#define RT_STATE_BYTES (8ul << 20) /* struct rt_state at ARENA_BASE */
 
 #define QUIESCE_SIGNAL 63
 #define RESERVED_FD_FIRST 1000 /* the runtime's own descriptors live at and above this */
@@ -80,6 +86,8 @@ struct ctl {
   struct rt_place refused[CTL_MAX_REFUSED];        /* the first ones, each place once */
   u32 refused_count;
   u32 vma_limit_hit;
+  i64 slots_offset;     /* of a thread's slots from its FS base (see toolchain/marking) */
+  u32 slots, slots_pad; /* how many; 0: the program does not mark what it writes */
   /* ---- written by the agent ---- */
   u32 command_seq; /* futex: raised for each command */
   u32 command;
@@ -205,6 +213,8 @@ struct rt_thread {
   u32 affinity_bytes, pad; /* 0: the program has set none */
   u64 affinity[RT_AFFINITY_WORDS];
   char name[16];
+  u64 stack_top;                                 /* of the program's own stack */
+  u64 out_at[RT_OUTPUTS], out_bytes[RT_OUTPUTS]; /* what the call that it is in may fill */
 };
 
 struct rt_state {
@@ -233,6 +243,8 @@ struct rt_state {
   char outside_path[256]; /* the first of them */
   u64 handled;            /* signal handlers of the program started so far */
   char shared_text[8192];
+  u32 tracker, pad2;            /* which tracker was asked for at launch: 0 any, 1 kernel, 2 compiler */
+  u64 boot_slots[RT_MAX_SLOTS]; /* of the first thread, until libc has set up its own */
   struct rt_sigaction sigactions[65];
   struct rt_thread threads[RT_MAX_THREADS];
   struct rt_fd fds[RT_MAX_FDS];

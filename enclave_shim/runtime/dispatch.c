@@ -167,9 +167,17 @@ void rt_sigsys_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc)
   CTL->syscalls++;
   call_fn fn = c.nr < ARRAY_LEN(table) ? table[c.nr] : 0;
   int locked = c.nr < ARRAY_LEN(table_calls) && table_calls[c.nr];
+  int fills = rt_marks_outputs(&c);
+  struct call given;
+  if (fills) {
+    rt_marks_before(&c);
+    rt_copy(&given, &c, sizeof given);
+  }
   if (locked)
     rt_lock();
   uc->rax = (u64)(fn ? fn(&c) : rt_refuse(&c));
+  if (fills)
+    rt_marks_after(&given);
   if (locked)
     rt_unlock();
 }

@@ -364,6 +364,7 @@ static void init_state(struct boot *b) {
   t->stack_low = ALT_STACKS_BASE;
   t->stack_bytes = ALT_STACK_BYTES;
   t->tid = (i32)raw0(__NR_gettid);
+  t->stack_top = b->stack_high;
   rt_memory_init(b->stack_high + HEAP_GAP_BYTES, ARENA_BASE + s->arena_bytes);
   rt_memory_add(b->stack_low, b->stack_high, PROT_RW, 1);
   if (b->data_end)
@@ -403,6 +404,7 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
   move_reserved_fds();
   map_fixed(ARENA_BASE, CTL->arena_bytes, CTL->fd_arena, 0);
   lay_out(&b);
+  rt_marks_boot(b.data_end);
   send_tracker_fds();
   raw5(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
   rt_install_handlers();
@@ -418,6 +420,7 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
   u64 stack = build_stack(&b);
   RT->first_stack = stack;
   rt_arm_thread(&RT->threads[0]);
+  rt_marks_first_thread();
   struct timespec64 now;
   raw2(__NR_clock_gettime, 1, &now);
   CTL->running_ns = (u64)(now.sec * NS_PER_S + now.nsec);

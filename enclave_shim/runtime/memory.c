@@ -249,6 +249,7 @@ static i64 fill_from_file(u64 start, u64 bytes, i32 fd, u64 offset) {
       return n;
     if (n == 0)
       break;
+    rt_mark(start + done, (u64)n);
     done += (u64)n;
   }
   return 0;
@@ -398,6 +399,7 @@ i64 sys_mremap(struct call *c) {
   if (!to)
     return -E_NOMEM;
   rt_copy((void *)to, (void *)old, old_bytes);
+  rt_mark(to, old_bytes);
   if ((prot | PROT_RW) != prot) {
     struct call again = {__NR_mprotect, to, bytes, prot, 0, 0, 0, c->uc, c->self};
     sys_mprotect(&again);

@@ -128,8 +128,12 @@ i64 sys_prctl(struct call *c) {
 }
 
 i64 sys_arch_prctl(struct call *c) {
-  if (c->a == ARCH_SET_FS || c->a == ARCH_GET_FS)
-    return rt_forward(c); /* read again at every quiesce */
+  if (c->a == ARCH_SET_FS || c->a == ARCH_GET_FS) {
+    i64 r = rt_forward(c);
+    if (c->a == ARCH_SET_FS && r == 0)
+      c->self->fs_base = c->b; /* read again at every quiesce; the compiler tracker needs it before */
+    return r;
+  }
   return rt_refuse(c) + E_NOSYS - E_INVAL;
 }
 

@@ -178,6 +178,14 @@ int rt_may_run_alone(const char *wish, const char *name); /* the wish: OPTMIG_AL
 void rt_arm_thread(struct rt_thread *t); /* alternate stack and system-call trap of this thread */
 void rt_install_handlers(void);
 
+/* marks.c */
+void rt_marks_boot(u64 data_end);
+void rt_marks_first_thread(void);
+void rt_mark(u64 at, u64 bytes);            /* written on the program's behalf */
+int rt_marks_outputs(const struct call *c); /* whether the call fills the program's memory */
+void rt_marks_before(struct call *c);
+void rt_marks_after(struct call *given);
+
 /* threads.c */
 void rt_lock(void); /* the tables in the arena; held only with all signals blocked */
 void rt_unlock(void);

@@ -12,7 +12,7 @@
 #define SA_RESETHAND 0x80000000
 #define ITIMERS 3
 
-/* rdi = signal. Counts, then jumps to the program's handler with every register as it was. */
+/* rdi = signal. Counts, then has the program's handler run (marks.c), with its arguments as they were. */
 extern void rt_handler_gate(int);
 __asm__(".pushsection optmig_text,\"ax\",@progbits\n"
         ".globl rt_handler_gate\n"
@@ -26,6 +26,8 @@ __asm__(".pushsection optmig_text,\"ax\",@progbits\n"
         "  pop %rdx\n"
         "  pop %rsi\n"
         "  pop %rdi\n"
+        "  mov %rax, %rcx\n"
+        "  movabs $rt_handler_with_slots, %rax\n"
         "  jmp *%rax\n"
         ".popsection\n");
 

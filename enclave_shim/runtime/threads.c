@@ -126,6 +126,9 @@ i64 sys_clone(struct call *c) {
     return -E_AGAIN;
   struct rt_ucontext *uc = copy_frame(c, t, c->b);
   t->frame = (u64)uc;
+  t->stack_top = c->b;
+  if (flags & CLONE_SETTLS)
+    t->fs_base = c->e;
   i32 vtid = t->vtid;
   if (flags & CLONE_CHILD_CLEARTID)
     t->clear_child_tid = c->d;
@@ -157,6 +160,11 @@ i64 sys_exit(struct call *c) {
   if (__atomic_sub_fetch(&RT->thread_count, 1, __ATOMIC_SEQ_CST) == 0)
     return sys_exit_group(c);
   __atomic_sub_fetch(&CTL->threads, 1, __ATOMIC_SEQ_CST);
+  if (c->self->clear_child_tid) { /* the kernel clears it, and wakes whoever joins */
+    rt_mark(c->self->clear_child_tid, 4);
+    c->self->out_at[0] = c->self->clear_child_tid;
+    c->self->out_bytes[0] = 4;
+  }
   rt_thread_stops();
   __asm__ volatile("movl $0, %0\n"
                    "syscall\n"

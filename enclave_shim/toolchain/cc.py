@@ -14,11 +14,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from optmigd.enclave_shim.toolchain.command_line import answer_to, expanded, translated
+from optmigd.enclave_shim.toolchain.marked_build import MarkedBuild
 from optmigd.enclave_shim.toolchain.runtime_objects import openmp_objects, runtime_objects
 
 TARGET = ("-target", "x86_64-linux-musl")
@@ -42,17 +43,32 @@ _WITH_VALUE = {
 }  # fmt: skip
 
 
+TRACKERS = ("kernel", "compiler")
+
+
 class UsageError(Exception):
     """The command line asks for something that is not an enclave image."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command line means: the compiler's arguments, whether it links, and with OpenMP."""
+    """What a command line means.
+
+    Attributes:
+        arguments: for the compiler.
+        links: whether an image is made.
+        openmp: with OpenMP.
+        marks: for the compiler tracker.
+        compiles: whether objects are made (`-c`, or sources that are linked at once).
+        inputs: the words of `arguments` that name files.
+    """
 
     arguments: tuple[str, ...]
     links: bool
     openmp: bool = False
+    marks: bool = False
+    compiles: bool = True
+    inputs: tuple[str, ...] = ()
 
     @property
     def to_stdout(self) -> bool:
@@ -69,10 +85,15 @@ def plan(arguments: Sequence[str]) -> Plan:
     """
     kept: list[str] = []
     links = True
-    openmp = False
+    openmp = marks = False
+    compiles = True
     inputs = 0
+    files: list[str] = []
     words = iter(arguments)
     for word in map(translated, words):
+        if word.startswith("--tracker"):
+            marks = _tracker(word, words) == "compiler"
+            continue
         if word in _REFUSED:
             raise UsageError(f"{word}: {_REFUSED[word]}")
         if word == "-target" or word.startswith("--target"):
@@ -87,6 +108,7 @@ def plan(arguments: Sequence[str]) -> Plan:
             continue
         if word in _NO_LINK or word in _ASKS:
             links = False
+            compiles = compiles and word == "-c"
         if word in _OPENMP_LIBRARIES:
             continue
         if word == "-fopenmp" or word.startswith("-fopenmp="):
@@ -96,9 +118,18 @@ def plan(arguments: Sequence[str]) -> Plan:
             openmp = False
         if word in _DROPPED:
             continue
-        inputs += not word.startswith("-") or word == "-"
+        if not word.startswith("-") or word == "-":
+            inputs += 1
+            files.append(word)
         kept.append(word)
-    return Plan(tuple(kept), links and inputs > 0, openmp)
+    return Plan(tuple(kept), links and inputs > 0, openmp, marks, compiles, tuple(files))
+
+
+def _tracker(word: str, words: Iterator[str]) -> str:
+    name = word.partition("=")[2] if "=" in word else next(words, "")
+    if name not in TRACKERS:
+        raise UsageError(f"--tracker={name}: a tracker is one of {', '.join(TRACKERS)}")
+    return name
 
 
 def compiler_command(driver: str) -> list[str]:
@@ -124,12 +155,14 @@ def run(driver: str, arguments: Sequence[str]) -> int:
     except (UsageError, RecursionError) as error:
         print(f"optmig-cc: {error}", file=sys.stderr)
         return 2
+    version = importlib.metadata.version("ziglang")
+    if wanted.marks and wanted.compiles and wanted.inputs:
+        return _run_marked(driver, wanted, version)
     command = [*compiler, *PLAIN_COMPILER, *wanted.arguments]
     if "-S" in wanted.arguments:
         command.append("-Wno-unused-command-line-argument")  # zig adds a -c, and warns of it
     if wanted.links and "-x" in wanted.arguments:
         command += ["-x", "none"]  # what follows are objects
-    version = importlib.metadata.version("ziglang")
     try:
         if wanted.openmp:
             openmp = openmp_objects([*compiler_command("cc"), *PLAIN_COMPILER], version)
@@ -144,6 +177,24 @@ def run(driver: str, arguments: Sequence[str]) -> int:
     if wanted.to_stdout:
         return _to_stdout(command)
     return subprocess.run(command, check=False).returncode
+
+
+def _run_marked(driver: str, wanted: Plan, version: str) -> int:
+    build = MarkedBuild(
+        compiler=[*compiler_command(driver), *PLAIN_COMPILER],
+        c_compiler=[*compiler_command("cc"), *PLAIN_COMPILER],
+        runtime_compiler=compiler_command("cc"),
+        version=version,
+        cxx=driver == "c++",
+        openmp=wanted.openmp,
+    )
+    try:
+        if wanted.links:
+            return build.link(wanted.arguments, wanted.inputs, LINK)
+        return build.compile(wanted.arguments, wanted.inputs)
+    except subprocess.CalledProcessError as error:
+        print("optmig-cc: a marked library does not compile with this compiler", file=sys.stderr)
+        return error.returncode
 
 
 def _to_stdout(command: list[str]) -> int:

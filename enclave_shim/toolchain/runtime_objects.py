@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from optmigd.enclave_shim.toolchain.marked_compile import compile_source
+
 RUNTIME_FLAGS = (
     "-std=gnu11",
     "-O2",
@@ -38,7 +40,8 @@ RUNTIME_FLAGS = (
 OPENMP_FLAGS = ("-std=gnu11", "-O2", "-g0", "-fno-sanitize=all", "-Wall", "-Wextra", "-Werror")
 
 
-def _cache_root() -> Path:
+def cache_root() -> Path:
+    """The folder in the user's cache that compiled objects are kept in."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "optmigd"
 
@@ -74,26 +77,52 @@ class OpenMP:
     objects: tuple[Path, ...]
 
 
-def openmp_objects(compiler: Sequence[str], compiler_version: str) -> OpenMP:
-    """The OpenMP runtime, compiled now if it is not in the cache; as `runtime_objects`."""
-    folder = _objects("openmp", OPENMP_FLAGS, compiler, compiler_version)
+def openmp_objects(
+    compiler: Sequence[str], compiler_version: str, *, marks: bool = False
+) -> OpenMP:
+    """The OpenMP runtime, compiled now if it is not in the cache; as `runtime_objects`.
+
+    Args:
+        compiler, compiler_version: as for `runtime_objects`.
+        marks: for a program that marks its writes.
+    """
+    folder = _objects("openmp", OPENMP_FLAGS, compiler, compiler_version, marks=marks)
     return OpenMP(folder / "include", tuple(sorted(folder.glob("*.o"))))
 
 
 def _objects(
-    name: str, flags: Sequence[str], compiler: Sequence[str], compiler_version: str
+    name: str,
+    flags: Sequence[str],
+    compiler: Sequence[str],
+    compiler_version: str,
+    *,
+    marks: bool = False,
 ) -> Path:
     sources = _sources(f"optmigd.enclave_shim.{name}")
     digest = hashlib.sha256(repr((compiler_version, flags)).encode())
     for source, text in sources.items():
         digest.update(f"{source} {len(text)}\0".encode() + text)
-    folder = _cache_root() / f"{name}-{digest.hexdigest()[:24]}"
+    if marks:
+        digest.update(pass_digest())
+    folder = cache_root() / f"{name}-{digest.hexdigest()[:24]}"
     if not folder.is_dir():
-        _compile([*compiler, *flags], sources, folder)
+        _compile([*compiler, *flags], sources, folder, marks=marks)
     return folder
 
 
-def _compile(compiler: Sequence[str], sources: dict[str, bytes], folder: Path) -> None:
+def pass_digest() -> bytes:
+    """What the marking pass is made of, for the names of what it made."""
+    digest = hashlib.sha256()
+    for package in ("optmigd.enclave_shim.toolchain.marking", "optmigd.enclave_shim.marks"):
+        for entry in sorted(resources.files(package).iterdir(), key=lambda entry: entry.name):
+            if entry.name.endswith((".py", ".c", ".h")):
+                digest.update(entry.name.encode() + entry.read_bytes())
+    return digest.digest()
+
+
+def _compile(
+    compiler: Sequence[str], sources: dict[str, bytes], folder: Path, *, marks: bool
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="objects-", dir=folder.parent))
     try:
@@ -104,6 +133,13 @@ def _compile(compiler: Sequence[str], sources: dict[str, bytes], folder: Path) -
             (work / "include" / "omp.h").write_bytes(sources["omp.h"])
         for name in sources:
             if name.endswith(".c"):
+                if marks:
+                    status = compile_source(
+                        compiler, str(work / name), [f"-I{work}"], work / f"{name}.o"
+                    )
+                    if status:
+                        raise subprocess.CalledProcessError(status, compiler)
+                    continue
                 command = [*compiler, "-c", name, "-o", f"{name}.o"]
                 subprocess.run(command, cwd=work, check=True)
         try:

@@ -26,16 +26,23 @@ class Program:
     native: Path
 
 
-def build(source: Path, folder: Path, *flags: str) -> Program:
+def build(source: Path, folder: Path, *flags: str, marks: bool = False) -> Program:
     """Compile a C or C++ source into `folder`; in C++ if its name ends in `.cc`.
+
+    Args:
+        source, folder, flags: what to compile, where to, and how.
+        marks: the image is built for the compiler tracker.
 
     Raises:
         subprocess.CalledProcessError: it does not compile; the compiler's words are on stderr.
     """
-    program = Program(folder / f"{source.stem}.image", folder / f"{source.stem}.native")
+    kind = "marked" if marks else "image"
+    program = Program(folder / f"{source.stem}.{kind}", folder / f"{source.stem}.native")
     driver = "c++" if source.suffix == ".cc" else "cc"
     tail = [*_FLAGS, *flags, str(source), "-lm", "-o"]
     command = ["optmig-" + driver, *tail, str(program.image)]
+    if marks:
+        command.insert(1, "--tracker=compiler")
     status = run(driver, command[1:])
     if status:
         raise subprocess.CalledProcessError(status, command)
@@ -48,12 +55,15 @@ def build(source: Path, folder: Path, *flags: str) -> Program:
     return program
 
 
-def build_workload(name: str, folder: Path) -> Program:
-    """Compile one of the project's own workloads: by its name in the suite, or by its source's."""
+def build_workload(name: str, folder: Path, *, marks: bool = False) -> Program:
+    """Compile one of the project's own workloads: by its name in the suite, or by its source's.
+
+    `marks` is as for `build`.
+    """
     known = {item.name: item for item in SUITE}
     source: str = f"{name}.c"
     flags: tuple[str, ...] = ()
     if name in known:
         source, flags = known[name].source, known[name].flags
     with resources.as_file(resources.files("optmigd.bench.workloads") / source) as path:
-        return build(path, folder, *flags)
+        return build(path, folder, *flags, marks=marks)

@@ -24,6 +24,7 @@ from optmigd.cli.tables import (
 )
 from optmigd.conversation import DaemonUnreachable
 from optmigd.exitcodes import ExitCode
+from optmigd.requests import Tracker
 from optmigd.units import format_size
 
 
@@ -64,6 +65,13 @@ def main() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="File for its standard input.",
 )
+@click.option(
+    "--tracker",
+    type=click.Choice(["auto", "kernel", "compiler"]),
+    default="auto",
+    show_default=True,
+    help="How its written pages are found; auto: by the kernel where it can.",
+)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def launch(
@@ -76,6 +84,7 @@ def launch(
     policy: Path | None,
     env: tuple[str, ...],
     stdin: Path | None,
+    tracker: Tracker,
     args: tuple[str, ...],
 ) -> None:
     """Start IMAGE as a new enclave; ARGS after `--` go to the program."""
@@ -92,6 +101,7 @@ def launch(
         env=dict(pair.split("=", 1) for pair in env),
         args=args,
         stdin=stdin,
+        tracker=tracker,
     )
     if invocation.json:
         invocation.emit(launched)

@@ -79,6 +79,7 @@ async def launch(host: Host, params: Params) -> Params:
                 "own_dir": facts["own_dir"],
                 "shared": facts["shared"],
                 "stdin": param(params, "stdin", str, ""),
+                "tracker": param(params, "tracker", str, "auto"),
             },
             timeout_s=LAUNCH_TIMEOUT_S,
         )

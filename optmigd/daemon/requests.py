@@ -356,6 +356,7 @@ _METHODS: dict[str, tuple[_Handler, frozenset[str]]] = {
                 "env",
                 "args",
                 "stdin",
+                "tracker",
             }
         ),
     ),

@@ -1,0 +1,1 @@
+"""C sources of what a program that marks its writes is linked with; see `toolchain.marking`."""
