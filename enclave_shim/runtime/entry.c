@@ -387,8 +387,10 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
   char **env = (char **)(sp + 1 + sp[0] + 1);
   const char *ctl_fd = env_value(env, "OPTMIG_CTL");
   if (!ctl_fd) {
-    if (rt_may_run_alone(env_value(env, "OPTMIG_ALONE"), sp[0] ? (const char *)sp[1] : 0))
+    if (rt_may_run_alone(env_value(env, "OPTMIG_ALONE"), sp[0] ? (const char *)sp[1] : 0)) {
+      rt_marks_alone();
       start((u64)sp);
+    }
     die("This is an optmig enclave image: it is started by optmigd (optmigctl launch IMAGE), not "
         "directly. With OPTMIG_ALONE=1 in the environment it runs as an ordinary process, unprotected.\n");
   }

@@ -15,6 +15,8 @@
 #define PROT_RW 3
 #define MAP_FIXED_NOREPLACE_SHARED 0x100001
 #define ARCH_SET_FS 0x1002
+#define ARCH_GET_FS 0x1003
+#define TASK_PAGES (1ul << 35) /* of the 128 TiB that a process has with four levels of page tables */
 
 extern const i64 optmig_slots_offset __attribute__((weak));
 extern const u64 optmig_slots_count __attribute__((weak));
@@ -38,6 +40,19 @@ void rt_marks_boot(u64 data_end) {
   map_marks(MARKS_BIAS + ARENA_BASE / PAGE_BYTES, CTL->marks_bytes, CTL_HEADER_BYTES);
   CTL->slots_offset = optmig_slots_offset;
   CTL->slots = (u32)optmig_slots_count;
+}
+
+/* An image that runs alone (alone.c) has memory anywhere, and nobody who reads its marks. */
+void rt_marks_alone(void) {
+  if (&optmig_slots_count == 0)
+    return;
+  const i64 private_noreserve_fixed = 0x104022; /* PRIVATE, ANONYMOUS, NORESERVE, FIXED_NOREPLACE */
+  u64 bytes = TASK_PAGES + PAGE_BYTES;
+  i64 marks = raw6(__NR_mmap, MARKS_BIAS, bytes, PROT_RW, private_noreserve_fixed, -1, 0);
+  i64 slots = raw6(__NR_mmap, 0, PAGE_BYTES, PROT_RW, 0x22 /* PRIVATE, ANONYMOUS */, -1, 0);
+  if (IS_ERR(marks) || IS_ERR(slots))
+    raw1(__NR_exit_group, 127);
+  raw2(__NR_arch_prctl, ARCH_SET_FS, slots - optmig_slots_offset);
 }
 
 /* libc sets up thread-local storage with code that marks: until then the slots are in the state. */
@@ -144,6 +159,7 @@ static const struct output outputs[][OUTPUTS] = {
     [__NR_pselect6] = {{2, BYTES, 128, 0}, {3, BYTES, 128, 0}, {4, BYTES, 128, 0}, {5, BYTES, 16, 0}},
     TIMES(epoll_wait, 2, 12, 3),
     TIMES(epoll_pwait, 2, 12, 3),
+    TIMES(epoll_pwait2, 2, 12, 3),
     ONE(timerfd_settime, 4, 32),
     ONE(timerfd_gettime, 2, 32),
 };
@@ -257,7 +273,9 @@ __attribute__((used)) void rt_handler_with_slots(int sig, void *info, void *uc, 
     handler(sig, info, uc);
     return;
   }
-  u64 *slots = slots_of(rt_self()->fs_base);
+  u64 base; /* asked for: this may be the program's own stack, which tells no thread from another */
+  raw2(__NR_arch_prctl, ARCH_GET_FS, &base);
+  u64 *slots = slots_of(base);
   u64 saved[RT_MAX_SLOTS];
   for (u32 i = 0; i < count; i++)
     saved[i] = slots[i];

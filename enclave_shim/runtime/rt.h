@@ -181,6 +181,7 @@ void rt_install_handlers(void);
 /* marks.c */
 void rt_marks_boot(u64 data_end);
 void rt_marks_first_thread(void);
+void rt_marks_alone(void);
 void rt_mark(u64 at, u64 bytes);            /* written on the program's behalf */
 int rt_marks_outputs(const struct call *c); /* whether the call fills the program's memory */
 void rt_marks_before(struct call *c);

@@ -13,34 +13,36 @@ from optmigd.bench.programs import build
 from tests.conftest import PROGRAMS
 from tests.support.journeys import Journey, native_run
 
-# Long enough that the last move still finds them at work.
-ARGUMENTS = {
-    "integers": ["400000000", "64"],
-    "floats": ["27000"],
-    "threads": ["4", "70000"],
-}
-MOVES = 4
 
-
-@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.timeout(600)  # the first build compiles libc
+@pytest.mark.parametrize(
+    ("name", "arguments", "moves"),
+    [
+        ("threads", ["4", "40000"], 3),
+        # every way in which a C program can write memory
+        ("stores", ["4000", "{seed}", "1000"], 6),
+        pytest.param("integers", ["400000000", "64"], 10, marks=pytest.mark.soak),
+        pytest.param("floats", ["27000"], 10, marks=pytest.mark.soak),
+        pytest.param("stores", ["60000", "{seed}", "1000"], 100, marks=pytest.mark.soak),
+    ],
+)
 def test_moves_under_the_compiler_tracker(
-    name: str, pair: tuple[Host, Host], tmp_path: Path
+    name: str, arguments: list[str], moves: int, pair: tuple[Host, Host], tmp_path: Path
 ) -> None:
     seed = secrets.randbits(32)
     print(f"seed {seed}")
-    built = build(PROGRAMS / f"{name}.c", tmp_path, "-pthread", marks=True)
-    expected = native_run(built, ARGUMENTS[name], tmp_path / "native")
+    arguments = [one.format(seed=seed) for one in arguments]
+    built = build(PROGRAMS / f"{name}.c", tmp_path, "-pthread", "-w", marks=True)
+    expected = native_run(built, arguments, tmp_path / "native")
     journey = Journey(pair, f"{name}-{seed}", seed)
     launched = pair[0].client.launch(
         built.image,
         enclave=journey.enclave,
         memory_bytes=512 << 20,
-        args=ARGUMENTS[name],
+        args=arguments,
         tracker="compiler",
     )
     assert launched["tracker"] == "compiler"
-    for _ in range(MOVES):
-        journey.move(verify=True)
-    assert journey.here.client.status(journey.enclave)["tracker"] == "compiler"
+    assert journey.travel(moves, verify=True) >= 2
     assert journey.finish() == expected
-    assert [move["verified"] for move in journey.moves] == [True] * MOVES
+    assert all(move["verified"] for move in journey.moves)

@@ -1,5 +1,5 @@
 /* Writes memory in every way a C program can, again and again, in a memory of its own.
- * usage: stores ROUNDS SEED [pause]
+ * usage: stores ROUNDS SEED [PAUSE_US [WAY]]; WAY is the number of the only one to be used
  * Each round picks one way after the other and places it anew, often across the end of a page. Its
  * only purpose is to break the compiler tracker: whatever it writes must be marked. */
 #define _GNU_SOURCE
@@ -134,7 +134,7 @@ WAY structs(void) {
 static void *(*volatile copy)(void *, const void *, size_t) = memcpy;
 
 WAY blocks(void) {
-  static const size_t sizes[] = {0,  1,  2,   3,   7,   8,    15,   16,   17,   31,   32,   33,
+  static const size_t sizes[] = {0,  1,  2,  3,   7,   8,    15,   16,   17,   31,   32,   33,
                                  63, 64, 65, 127, 255, 1023, 1024, 4095, 4096, 4097, 9000, 70000};
   size_t n = sizes[next() % (sizeof sizes / sizeof *sizes)];
   copy(place(n, 1), memory, n);
@@ -438,10 +438,12 @@ int main(int argc, char **argv) {
     return 1;
   static void (*const ways[])(void) = {widths, floating, structs, blocks, strings, library,
                                        loops,  vectors,  atomics, calls,  signals, others};
+  long pause_us = argc > 3 ? strtol(argv[3], NULL, 0) : 0;
+  long only = argc > 4 ? strtol(argv[4], NULL, 0) : -1;
   for (long i = 0; i < rounds; i++) {
-    ways[next() % (sizeof ways / sizeof *ways)]();
-    if (argc > 3)
-      nanosleep(&(struct timespec){0, 2000000}, NULL);
+    ways[only < 0 ? next() % (sizeof ways / sizeof *ways) : (uint64_t)only]();
+    if (pause_us)
+      nanosleep(&(struct timespec){0, pause_us * 1000}, NULL);
   }
   printf("answer %ld rounds, %d signals\n", rounds, (int)handled);
   return 0;
