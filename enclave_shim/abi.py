@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 CTL_MAGIC = 0x4C54434D4954504F
 RT_MAGIC = 0x54524D4954504F01
 
@@ -280,7 +280,7 @@ RT_STATE = np.dtype(
         ("handled", "<u8"),
         ("shared_text", "S8192"),
         ("tracker", "<u4"),
-        ("pad2", "<u4"),
+        ("tracker_pad", "<u4"),
         ("boot_slots", "<u8", (RT_MAX_SLOTS,)),
         ("sigactions", RT_SIGACTION, (65,)),
         ("threads", RT_THREAD, (RT_MAX_THREADS,)),

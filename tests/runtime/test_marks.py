@@ -16,7 +16,7 @@ memfd_create pidfd_open inotify_add_watch inotify_rm_watch bind listen connect r
 rt_sigreturn pause kill tkill tgkill alarm exit_group exit getpid gettid getppid set_tid_address
 set_robust_list setrlimit rseq getuid geteuid getgid getegid getpgid getpgrp getsid sched_yield
 sched_get_priority_max sched_get_priority_min sched_setaffinity sched_getscheduler
-sched_setscheduler
+sched_setscheduler clone3
 """
 FILL_NOTHING = frozenset(FILL_NOTHING_NAMES.split())
 
