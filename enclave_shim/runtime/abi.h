@@ -243,7 +243,7 @@ struct rt_state {
   char outside_path[256]; /* the first of them */
   u64 handled;            /* signal handlers of the program started so far */
   char shared_text[8192];
-  u32 tracker, tracker_pad;            /* which tracker was asked for at launch: 0 any, 1 kernel, 2 compiler */
+  u32 tracker, tracker_pad;     /* which tracker was asked for at launch: 0 any, 1 kernel, 2 compiler */
   u64 boot_slots[RT_MAX_SLOTS]; /* of the first thread, until libc has set up its own */
   struct rt_sigaction sigactions[65];
   struct rt_thread threads[RT_MAX_THREADS];
