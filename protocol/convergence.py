@@ -1,9 +1,14 @@
 """When to switch over: a pure decision from measured numbers, taken after every round.
 
 The question is always the same: if the program were stopped now, how long would it stand still? If
-that is within the limit, switch over. If not, another round makes sense only while rounds shrink:
-what is dirty after a round must be clearly less than before. A count of rounds says nothing about
-that; a program that writes slowly may need many short rounds, one that writes everywhere none.
+that is above the limit, another round makes sense only while rounds shrink: what is dirty after a
+round must be less than before. A count of rounds says nothing about that; a program that writes
+slowly may need many short rounds, one that writes everywhere none.
+
+The limit is what a program can bear, not what it should be made to bear. So within the limit rounds
+go on as long as each leaves clearly less than it sent: they shrink by the ratio of dirty rate to
+throughput, so what they cost together is little more than the first of them. The switchover comes
+at the minimum, where the fixed cost of a round lets as much become dirty as the round has sent.
 """
 
 import math
@@ -16,12 +21,20 @@ from optmigd.protocol.errors import LocalProtocolError
 PAGE_BYTES = 4096
 # A round shrinks if it leaves less than this share of what was dirty before.
 SHRINK = 0.9
+# Within the limit, the next round must promise to leave less than this share of what it sends,
+SHRINK_CLEARLY = 0.7
+# and to shorten the downtime by this much: less is lost in the noise.
+LEAST_GAIN_MS = 0.5
 # Throughput is taken over this many rounds: the last one alone may be too short to measure.
 THROUGHPUT_ROUNDS = 3
 THROTTLE_STEP_PERMILLE = 100
 THROTTLE_MAX_PERMILLE = 990
+# Gently: a program that needs more is held back by so much more at every stall.
+THROTTLE_RISE_PERMILLE = 250
 # A throttle aims at rounds that leave half of what they sent.
 THROTTLE_TARGET = 0.5
+# What a round takes with nothing to send, in a forecast (measured on loopback: scan, round trip).
+ROUND_COST_S = 0.005
 
 OnStall = Literal["throttle", "switch", "abort"]
 
@@ -54,7 +67,7 @@ class Settings:
     """What the decision depends on besides measurements.
 
     Args:
-        downtime_limit_ms: switch over when the expected downtime is at or below this.
+        downtime_limit_ms: no switchover while the expected downtime is above this.
         on_stall: what to do when rounds stop shrinking.
         fixed_ms: the part of the downtime that does not depend on dirty pages.
         page_bytes: size of a page.
@@ -130,6 +143,22 @@ def stalled(history: Sequence[RoundStats]) -> bool:
     return min(stats.dirty_pages for stats in last_two) >= SHRINK * before.dirty_pages
 
 
+def worth_another(history: Sequence[RoundStats], settings: Settings) -> bool:
+    """Whether a further round would shorten a downtime that is within the limit already.
+
+    It is expected to shrink as the last one did. With nothing to go by but a round that did not
+    shrink, it is at the minimum.
+    """
+    last = history[-1]
+    sent_pages = last.pages + last.zero_pages
+    if sent_pages == 0 or last.dirty_pages >= SHRINK_CLEARLY * sent_pages:
+        return False
+    would_go = last.dirty_pages * (1 - last.dirty_pages / sent_pages)
+    speed = throughput(history)
+    gain_ms = expected_downtime_ms(math.ceil(would_go), speed, 0.0, settings.page_bytes)
+    return gain_ms >= LEAST_GAIN_MS
+
+
 def decide(history: Sequence[RoundStats], settings: Settings) -> Decision:
     """Return what to do after the last round of `history`.
 
@@ -143,7 +172,7 @@ def decide(history: Sequence[RoundStats], settings: Settings) -> Decision:
     speed = throughput(history)
     expected = expected_downtime_ms(last.dirty_pages, speed, settings.fixed_ms, settings.page_bytes)
     if expected <= settings.downtime_limit_ms:
-        return SwitchOver("converged")
+        return Continue() if worth_another(history, settings) else SwitchOver("converged")
     if not stalled(history):
         return Continue()
     if settings.on_stall == "switch":
@@ -161,12 +190,13 @@ def decide(history: Sequence[RoundStats], settings: Settings) -> Decision:
 
 
 def _next_throttle(last: RoundStats, speed: float, page_bytes: int) -> int:
-    """Return the throttle under which rounds should halve, one step higher at the least."""
+    """Return the throttle under which rounds should halve, or a step towards it."""
     least = last.throttle_permille + THROTTLE_STEP_PERMILLE
+    most = min(THROTTLE_MAX_PERMILLE, last.throttle_permille + THROTTLE_RISE_PERMILLE)
     dirtied = last.dirty_pages * page_bytes / last.duration_s if last.duration_s > 0 else math.inf
     share = min(1.0, THROTTLE_TARGET * speed / dirtied) if dirtied > 0 else 1.0
     running = (1000 - last.throttle_permille) * share
-    return min(THROTTLE_MAX_PERMILLE, max(least, round(1000 - running)))
+    return min(most, max(least, round(1000 - running)))
 
 
 @dataclass(frozen=True)
@@ -213,7 +243,7 @@ def forecast(
     decision: Decision = Continue()
     while isinstance(decision, Continue):
         sent_bytes = to_send * settings.page_bytes
-        duration_s = sent_bytes / throughput_bytes_s
+        duration_s = ROUND_COST_S + sent_bytes / throughput_bytes_s
         dirty = round(min(dirty_pages_rate * duration_s, written_pages, resident_pages))
         history.append(RoundStats(len(history), to_send, 0, sent_bytes, duration_s, dirty))
         to_send = dirty
