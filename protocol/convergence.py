@@ -25,8 +25,10 @@ SHRINK = 0.9
 SHRINK_CLEARLY = 0.7
 # and to shorten the downtime by this much: less is lost in the noise.
 LEAST_GAIN_MS = 0.5
-# Throughput is taken over this many rounds: the last one alone may be too short to measure.
+# Throughput is taken over this many rounds and bytes at the least: a short round is mostly its
+# fixed cost, and would make every later one look as slow.
 THROUGHPUT_ROUNDS = 3
+THROUGHPUT_BYTES = 64 << 20
 THROTTLE_STEP_PERMILLE = 100
 THROTTLE_MAX_PERMILLE = 990
 # Gently: a program that needs more is held back by so much more at every stall.
@@ -110,9 +112,13 @@ Decision = Continue | SwitchOver | Throttle | Abort
 
 def throughput(history: Sequence[RoundStats]) -> float:
     """Return bytes per second over the last rounds; 0 where nothing was measured."""
-    recent = history[-THROUGHPUT_ROUNDS:]
-    duration_s = sum(stats.duration_s for stats in recent)
-    return sum(stats.bytes for stats in recent) / duration_s if duration_s > 0 else 0.0
+    sent_bytes, duration_s = 0, 0.0
+    for count, stats in enumerate(reversed(history)):
+        if count >= THROUGHPUT_ROUNDS and sent_bytes >= THROUGHPUT_BYTES:
+            break
+        sent_bytes += stats.bytes
+        duration_s += stats.duration_s
+    return sent_bytes / duration_s if duration_s > 0 else 0.0
 
 
 def expected_downtime_ms(

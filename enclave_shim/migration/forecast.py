@@ -40,7 +40,7 @@ async def sample_dirty(enclave: Enclave, interval_s: float = SAMPLE_S) -> DirtyS
     Raises:
         TrackerUnavailable: this kernel cannot.
 
-    Cancellation ends the tracking at once.
+    Cancelled, it returns when the tracking has ended.
     """
     tracker = make_tracker(enclave)
     try:
@@ -50,7 +50,8 @@ async def sample_dirty(enclave: Enclave, interval_s: float = SAMPLE_S) -> DirtyS
         written = await trio.to_thread.run_sync(tracker.collect)
         return DirtySample(count_pages(written), round(trio.current_time() - started_s, 3))
     finally:
-        tracker.disarm()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(tracker.disarm)
 
 
 def forecast_fields(proposal: Proposal, orders: ExportOrders, sample: DirtySample) -> Params:

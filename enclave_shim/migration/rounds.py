@@ -78,11 +78,16 @@ class Rounds:
             self._tracker.arm()
         self.pending = self._arena.resident_runs()
 
-    def collect(self) -> None:
-        """Add the pages written since the last collection to what the next round sends; blocks."""
+    def collect(self, *, parked: bool = False) -> None:
+        """Add the pages written since the last collection to what the next round sends; blocks.
+
+        Args:
+            parked: the program stands still: be quick.
+
+        """
         if self._tracker is None:
             return
-        written = merge_runs(self.pending, self._holes, self._tracker.collect())
+        written = merge_runs(self.pending, self._holes, self._tracker.collect(parked=parked))
         self.pending, self._holes = self._arena.split_resident(written, thorough=False)
 
     @property

@@ -393,7 +393,7 @@ class Source(Part):
         await self.announcer.enter()
         with parts.measure("last_scan"):
             if self.orders.mode == "precopy":
-                rounds.collect()
+                rounds.collect(parked=True)
             else:
                 rounds.begin()
             needs = await needs_when_parked(self.enclave)

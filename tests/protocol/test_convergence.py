@@ -60,6 +60,14 @@ AT_LIMIT = 90 * SPEED // 1000 // 4096
 """With the fixed part of `settings` these pages take 100 ms."""
 
 
+def test_short_rounds_do_not_make_the_streams_look_slow() -> None:
+    # 4 MB in 60 ms, three times: nearly all of that is the fixed cost of a round.
+    short = [RoundStats(number, 1000, 0, 4_096_000, 0.06, 1000) for number in (1, 2, 3)]
+    speed = throughput([*rounds(1000), *short])
+    assert 0.9 * SPEED < speed < SPEED
+    assert decide([*rounds(1000), *short], settings(limit_ms=20)) == SwitchOver("converged")
+
+
 def test_rounds_that_hardly_shrink_switch_over_at_the_limit_and_not_above() -> None:
     before = AT_LIMIT * 10 // 8
     assert decide(rounds(before, AT_LIMIT), settings()) == SwitchOver("converged")
