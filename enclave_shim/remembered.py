@@ -46,6 +46,8 @@ class SourceFacts(msgspec.Struct):
     setup_s: float | None = None
     total_bytes: int = 0
     transferred_bytes: int = 0
+    throttle_permille: int = 0
+    held_back_ms: float = 0.0
     parked_ns: int = 0
     parked_real_ns: int = 0
     rounds: list[dict[str, Any]] = []

@@ -193,7 +193,7 @@ class KernelTracker:
         self._pagemap = os.dup(process.pagemap)
 
     def arm(self) -> None:
-        """Begin tracking; blocks for about 25 ms per GiB of written memory, half of it in pauses."""
+        """Begin tracking; blocks for about 25 ms per written GiB, half of it in pauses."""
         for watched in self._ranges:
             arg = bytearray(
                 _UFFDIO_REGISTER.pack(

@@ -149,7 +149,11 @@ class Round(TypedDict):
 
 
 class Migration(TypedDict):
-    """A finished migration, as `optmigctl migrate --json` prints it."""
+    """A finished migration, as `optmigctl migrate --json` prints it.
+
+    `throttle_permille` is the most of its time that the program was held back, `held_back_ms` how
+    long in all; both are 0 where it converged by itself.
+    """
 
     migration_id: str
     enclave: str
@@ -167,6 +171,8 @@ class Migration(TypedDict):
     total_time_ms: float
     throughput_mbps: float
     queued_time_ms: float
+    throttle_permille: int
+    held_back_ms: float
     state_digest: str
     owner_generation: int
     verified: bool | None

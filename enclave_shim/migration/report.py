@@ -24,7 +24,9 @@ from optmigd.enclave_shim.migration.common import (
 )
 from optmigd.enclave_shim.migration.conversation import PeerRefused
 from optmigd.enclave_shim.migration.forecast import FIXED_DOWNTIME_MS
+from optmigd.enclave_shim.migration.instants import real_ns
 from optmigd.enclave_shim.migration.rounds import Rounds
+from optmigd.enclave_shim.migration.throttle import Throttle
 from optmigd.enclave_shim.platforms import Claims
 from optmigd.enclave_shim.process import Process
 from optmigd.enclave_shim.remembered import DestinationFacts, SourceFacts
@@ -43,6 +45,8 @@ from optmigd.protocol.errors import (
 )
 from optmigd.protocol.session import Manifest, ResumedReport
 from optmigd.protocol.wire import pack
+
+_WITHIN = {"ready": ("verify", "files", "prepare"), "resume": ("run",)}
 
 RECEIPT_LABEL = b"optmigd receipt v1"
 
@@ -194,7 +198,12 @@ class SourceReport:
         """The program stands still since `ctl.parked_ns`."""
         facts = self.facts
         facts.parked_ns = process.ctl["parked_ns"]
-        facts.parked_real_ns = time.time_ns() - (time.monotonic_ns() - facts.parked_ns)
+        facts.parked_real_ns = real_ns(facts.parked_ns)
+
+    def held_back(self, throttle: Throttle) -> None:
+        """What the program has lost to the throttle so far."""
+        self.facts.throttle_permille = throttle.highest_permille
+        self.facts.held_back_ms = throttle.held_ms
 
     def rounds_done(self, rounds: Rounds) -> None:
         """Nothing more is sent."""
@@ -242,6 +251,8 @@ class SourceReport:
             "zero_pages": sum(entry["zero_pages"] for entry in facts.rounds),
             "setup_time_ms": _ms((facts.setup_s or ended_s) - facts.started_s),
             "total_time_ms": _ms(total_s),
+            "throttle_permille": facts.throttle_permille,
+            "held_back_ms": round(facts.held_back_ms, 3),
             "downtime_ms": None,
             "downtime_parts_ms": dict(parts.parts_ms),
             "throughput_mbps": round(speed * 8e-6, 1),
@@ -258,10 +269,16 @@ class SourceReport:
 
     def _add_success(self, fields: Params, resumed: ResumedReport) -> None:
         facts, theirs = self.facts, dict(resumed.parts)
-        # By this host's clock alone, so it holds the way back of the confirmation too.
-        fields["downtime_ms"] = _ms((self._ended_s or 0.0) - facts.parked_ns * 1e-9)
-        fields["program_gap_ms"] = theirs.pop("program_gap", None)
-        fields["destination_parts_ms"] = theirs
+        # By this host's clock alone, which holds the way back of the confirmation too.
+        confirmed_ms = _ms((self._ended_s or 0.0) - facts.parked_ns * 1e-9)
+        gap_ms = theirs.pop("program_gap", None)
+        exact = gap_ms is not None and 0 < gap_ms <= confirmed_ms
+        fields["downtime_ms"] = gap_ms if exact else confirmed_ms
+        fields["program_gap_ms"] = gap_ms
+        fields["confirmed_ms"] = confirmed_ms
+        fields["downtime_parts_ms"] = _all_parts(
+            fields["downtime_parts_ms"], theirs, confirmed_ms - fields["downtime_ms"]
+        )
         fields["owner_generation"] = resumed.generation
         fields["verified"] = True if facts.verified else None
         body = pack(
@@ -336,6 +353,33 @@ class DestinationReport:
             )
             fields["receipt"] = make_receipt(self._identity, body)
         return fields
+
+
+def _all_parts(
+    ours: dict[str, float], theirs: dict[str, float], confirmation_ms: float
+) -> dict[str, float]:
+    """Both sides' parts of the downtime, in order, so that each millisecond counts once.
+
+    What the destination measured lies within what the source waited for: `ready` and `token` are
+    what is left of the waiting, the ways there and back.
+
+    Args:
+        ours: with `ready` and `resume`.
+        theirs: by the destination's clock; each lies within one of these two.
+        confirmation_ms: the end of `resume` that is no downtime, where that is known.
+
+    """
+    parts: dict[str, float] = {}
+    for name, took_ms in ours.items():
+        within = {part: theirs[part] for part in _WITHIN.get(name, ()) if part in theirs}
+        left_ms = took_ms - sum(within.values())
+        if name == "resume":
+            parts["token"] = max(round(left_ms - confirmation_ms, 3), 0.0)
+            parts |= within
+        else:
+            parts |= within
+            parts[name] = max(round(left_ms, 3), 0.0)
+    return parts
 
 
 def make_receipt(identity: Identity, body: bytes) -> Params:

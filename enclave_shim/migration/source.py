@@ -275,6 +275,7 @@ class Source(Part):
                     await self.announcer.enter()
                     await self._pre_copy(rounds)
                     await self._throttle.stop()
+                    self._report.held_back(self._throttle)
                 active.cancel()
             with quiet_interpreter():
                 await self._switch_over(rounds, answer)

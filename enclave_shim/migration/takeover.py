@@ -16,6 +16,7 @@ import trio
 
 from optmigd.enclave_shim.abi import Command
 from optmigd.enclave_shim.migration.common import Binding, Emit, Enclave, Log, Replace
+from optmigd.enclave_shim.migration.instants import real_ns
 from optmigd.enclave_shim.migration.report import DestinationReport, Parts
 from optmigd.enclave_shim.remembered import AwaitingToken, Memory
 from optmigd.protocol.errors import EnclaveError, OptmigError, RuntimeFailed
@@ -198,7 +199,7 @@ class Takeover:
         manifest = self._manifest
         self._enclave.generation = manifest.generation
         running_ns = self._enclave.process.ctl["running_ns"]
-        running_real_ns = time.time_ns() - (time.monotonic_ns() - running_ns)
+        running_real_ns = real_ns(running_ns)
         self._parts.parts_ms["run"] = round(max(running_ns * 1e-6 - begun_s * 1e3, 0.0), 3)
         if self._same_clock:
             gap_ns = running_real_ns - manifest.parked_real_ns

@@ -5,6 +5,8 @@ works for every program and leaves no trace. Only the owner's choice (`--on-stal
 here.
 """
 
+import time
+
 import trio
 
 from optmigd.enclave_shim.process import Process
@@ -14,9 +16,17 @@ PARK_TIMEOUT_S = 5.0
 
 
 class Throttle:
-    """A duty cycle; `run` it in a nursery, set `permille` at any time."""
+    """A duty cycle; `run` it in a nursery, set `permille` at any time.
+
+    Attributes:
+        highest_permille: the most that was asked for so far.
+        held_ms: how long the program has stood still for it so far.
+
+    """
 
     def __init__(self, process: Process) -> None:
+        self.highest_permille = 0
+        self.held_ms = 0.0
         self._process = process
         self._permille = 0
         self._changed = trio.Event()
@@ -30,6 +40,7 @@ class Throttle:
     @permille.setter
     def permille(self, value: int) -> None:
         self._permille = value
+        self.highest_permille = max(self.highest_permille, value)
         self._changed.set()
 
     async def run(self) -> None:
@@ -53,11 +64,13 @@ class Throttle:
             await trio.sleep(PERIOD_S - held_s)
 
     async def _hold(self, held_s: float) -> None:
+        begun_s = time.monotonic()
         try:
             await self._process.quiesce(PARK_TIMEOUT_S)
             await trio.sleep(held_s)
         finally:
             self._process.resume()
+            self.held_ms += (time.monotonic() - begun_s) * 1e3
 
     async def stop(self) -> None:
         """Hold nothing back any more; returns when the program is not parked by this."""

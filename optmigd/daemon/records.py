@@ -45,6 +45,8 @@ _REPORT: dict[str, object] = {
     "downtime_ms": 0.0,
     "total_time_ms": 0.0,
     "throughput_mbps": 0.0,
+    "throttle_permille": 0,
+    "held_back_ms": 0.0,
     "state_digest": "",
     "owner_generation": 0,
     "verified": None,

@@ -145,11 +145,15 @@ async def test_the_parts_make_up_the_downtime(tmp_path: Path, integers: Program)
             "last_scan",
             "last_pages",
             "manifest",
+            "files",
+            "prepare",
             "ready",
             "release",
-            "resume",
+            "token",
+            "run",
         ]
-        assert 0 < report["program_gap_ms"] <= report["downtime_ms"]
+        # Both agents share this host's clock.
+        assert 0 < report["program_gap_ms"] == report["downtime_ms"] <= report["confirmed_ms"]
         after_parked = sum(parts.values()) - parts["quiesce"]
         assert after_parked <= report["downtime_ms"] <= sum(parts.values()) + 20
 

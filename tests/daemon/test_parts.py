@@ -212,6 +212,7 @@ def test_the_result_has_every_key_even_when_nothing_is_known() -> None:
         *("migration_id", "enclave", "source", "destination", "mode", "state", "platform"),
         *("rounds", "total_bytes", "transferred_bytes", "zero_pages", "setup_time_ms"),
         *("downtime_ms", "total_time_ms", "throughput_mbps", "state_digest", "queued_time_ms"),
+        *("throttle_permille", "held_back_ms"),
         *("owner_generation", "verified", "downtime_parts_ms"),
     }
     assert set(record.result()) == expected
