@@ -105,9 +105,9 @@ class Departure:
 
         The memory is still there when this returns: `free` gives it back.
         """
-        self._log.info("released", generation=self._enclave.generation + 1)
         try:
             await self._send_token()
+            self._log.info("released", generation=self._enclave.generation + 1)
         except ChannelClosed:
             self._log.warning("release_waits_for_daemon")  # `daemon_back` repeats it
         self._parts.parts_ms["release"] = _ms_since(self._released_s)

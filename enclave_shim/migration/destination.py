@@ -17,6 +17,7 @@ import hmac
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 
 import trio
 
@@ -38,6 +39,7 @@ from optmigd.enclave_shim.migration.departure import free
 from optmigd.enclave_shim.migration.part import Announcer, Part
 from optmigd.enclave_shim.migration.proposal import check_proposal, resident_runs
 from optmigd.enclave_shim.migration.report import DestinationReport, Parts, boot_id, root_cause
+from optmigd.enclave_shim.migration.switchover import small_heap
 from optmigd.enclave_shim.migration.takeover import Takeover
 from optmigd.enclave_shim.remembered import DestinationFacts, Memory, UnderWay
 from optmigd.protocol.blockers import Blocker
@@ -120,6 +122,7 @@ class Destination(Part):
         self._actions: tuple[Action, ...] = ()
         self._arrival: Arrival | None = None
         self._takeover: Takeover | None = None
+        self._quiet = ExitStack()
         memory.note_migration(UnderWay(binding.migration_id, "destination"))
 
     # ---- what the agent calls ----
@@ -176,6 +179,7 @@ class Destination(Part):
             if error is None:
                 raise
         finally:
+            self._quiet.close()
             self.streams.close()
         if self._takeover is not None:
             if self.migration.released:
@@ -222,6 +226,7 @@ class Destination(Part):
             await self._stop_at_answer(blockers)
             return None
         self.migration.handle(Event.OFFERED)
+        self._quiet.enter_context(small_heap())
         self._report.setup_done()
         await self.announcer.enter()
         await self._conversation.send(answer)
@@ -274,11 +279,8 @@ class Destination(Part):
             if not hmac.compare_digest(digest, manifest.arena_digest):
                 raise self._differs("the memory here differs from the memory at the source")
         with self._parts.measure("files"):
-            blockers = await trio.to_thread.run_sync(
-                preflight.check_needs, manifest.files, self._digests
-            )
-        if blockers:
-            raise MigrationBlocked("files that the program opened meanwhile", blockers=blockers)
+            if manifest.files:
+                await self._check_files(manifest)
         self.migration.handle(Event.MANIFEST_EQUAL)
         await self.announcer.enter()
         with self._parts.measure("prepare"):
@@ -314,6 +316,12 @@ class Destination(Part):
             # It may have got out or not. If it has, the source may let go: so wait.
             self._log.warning("ready_perhaps_undelivered")
         return takeover
+
+    async def _check_files(self, manifest: Manifest) -> None:
+        needs = manifest.files
+        blockers = await trio.to_thread.run_sync(preflight.check_needs, needs, self._digests)
+        if blockers:
+            raise MigrationBlocked("files that the program opened meanwhile", blockers=blockers)
 
     def _differs(self, message: str) -> MigrationFailed:
         self._actions = self.migration.handle(Event.MANIFEST_DIFFERS)

@@ -374,7 +374,10 @@ def _all_parts(
         within = {part: theirs[part] for part in _WITHIN.get(name, ()) if part in theirs}
         left_ms = took_ms - sum(within.values())
         if name == "resume":
-            parts["token"] = max(round(left_ms - confirmation_ms, 3), 0.0)
+            token_ms = left_ms - confirmation_ms
+            if token_ms < 0:  # the token had arrived before this side came back from letting it out
+                parts["release"] = max(round(parts.get("release", 0.0) + token_ms, 3), 0.0)
+            parts["token"] = max(round(token_ms, 3), 0.0)
             parts |= within
         else:
             parts |= within

@@ -19,6 +19,7 @@ destination told to give up. After 4 nothing does: `run` waits for RESUMED as lo
 import dataclasses
 import hmac
 import time
+from contextlib import ExitStack
 
 import trio
 
@@ -134,6 +135,7 @@ class Source(Part):
         self._throttle = Throttle(enclave.process)
         self._turn = SwitchoverTurn(emit, wanted=orders.ask_for_turn)
         self._departure: Departure | None = None
+        self._quiet = ExitStack()  # until the program runs, here or there
         memory.note_migration(UnderWay(binding.migration_id, "source"))
 
     # ---- what the agent calls ----
@@ -222,6 +224,7 @@ class Source(Part):
             else:
                 await self._end(error)
         finally:
+            self._quiet.close()
             self.streams.close()
 
     async def _move(self) -> OptmigError | None:
@@ -277,8 +280,8 @@ class Source(Part):
                     await self._throttle.stop()
                     self._report.held_back(self._throttle)
                 active.cancel()
-            with quiet_interpreter():
-                await self._switch_over(rounds, answer)
+            self._quiet.enter_context(quiet_interpreter())
+            await self._switch_over(rounds, answer)
         finally:
             self._report.rounds_done(rounds)
 

@@ -33,6 +33,20 @@ def quiet_interpreter() -> Iterator[None]:
         gc.unfreeze()
 
 
+@contextmanager
+def small_heap() -> Iterator[None]:
+    """Keep what is there now out of the garbage collector's sight, so that its runs are short.
+
+    For the destination, which does not know when the program is parked until it is to run.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 async def needs_when_parked(enclave: Enclave) -> list[FileNeed]:
     """The program's open files, read again now that it is parked.
 
@@ -41,6 +55,9 @@ async def needs_when_parked(enclave: Enclave) -> list[FileNeed]:
 
     """
     found = preflight.open_files(enclave.arena, enclave.identity.image.symbols)
+    # Only what must be looked up on the disk is worth a thread.
+    if not (found.needed or found.blockers):
+        return []
     needs, unreadable = await trio.to_thread.run_sync(preflight.file_needs, found, enclave.digests)
     if blockers := [*found.blockers, *unreadable]:
         listed = "; ".join(f"{b.subject}: {b.message}" for b in blockers[:5])

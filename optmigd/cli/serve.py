@@ -1,5 +1,6 @@
 """`optmigd`: the daemon's command line. It makes a configuration where there is none."""
 
+import gc
 import os
 import resource
 import signal
@@ -115,6 +116,7 @@ async def _serve(settings: Settings) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(optmigd.serve, settings)
+            gc.freeze()  # a collection that looks through all modules would lengthen downtimes
             async for number in signals:
                 log.info("daemon_stopping", signal=signal.Signals(number).name)
                 break
