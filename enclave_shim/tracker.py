@@ -271,15 +271,22 @@ def _strips(watched: Range) -> Iterator[Range]:
 
 
 def _unregister(uffd: int, watched: Range) -> None:
+    """Let go of a range, a slice at a time; nothing if the process has ended."""
     step = SLICE_PAGES * abi.PAGE_BYTES
-    for start in range(watched.start, watched.end, step):
+    at = watched.start
+    while at < watched.end:
         begun_s = time.monotonic()
-        arg = bytearray(_UFFDIO_RANGE.pack(start, min(step, watched.end - start)))
+        length = min(step, watched.end - at)
+        arg = bytearray(_UFFDIO_RANGE.pack(at, length))
         try:
             fcntl.ioctl(uffd, UFFDIO_UNREGISTER, arg)
         except OSError as error:
+            if error.errno == errno.ENOMEM and at + length < watched.end:
+                step = watched.end - at  # a mapping too many to cut one: all the rest at once
+                continue
             # Of a process that has ended the kernel says so, or that it has no memory: both hold.
             if error.errno in (errno.ESRCH, errno.ENOMEM):
                 return
             raise
+        at += length
         time.sleep(time.monotonic() - begun_s)
