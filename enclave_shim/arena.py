@@ -26,6 +26,7 @@ from optmigd.protocol.records import RUN
 Runs = NDArray[Any]  # of dtype RUN
 HASH_CHUNK_PAGES = 4096
 MIN_CHECKED_RUN_PAGES = 16
+NOWHERE = 1 << 62  # a page number behind every arena
 
 
 def as_runs(firsts: NDArray[Any], counts: NDArray[Any]) -> Runs:
@@ -184,14 +185,52 @@ class Arena:
 
         """
         looked = runs["count"] >= (1 if thorough else MIN_CHECKED_RUN_PAGES)
-        resident = [runs[~looked]]
-        holes: list[Runs] = []
-        for first, count in runs[looked].tolist():
-            present = self.resident_runs(first, first + count)
-            resident.append(present)
-            if count_pages(present) != count:
-                holes.append(_complement(present, first, first + count))
-        return merge_runs(*resident), merge_runs(*holes)
+        present = self._present(runs[looked].tolist())
+        holes = [
+            _complement(found, first, first + count)
+            for (first, count), found in zip(runs[looked].tolist(), present, strict=True)
+            if count_pages(found) != count
+        ]
+        return merge_runs(runs[~looked], *present), merge_runs(*holes)
+
+    def _present(self, runs: list[list[int]]) -> list[Runs]:
+        """What of each sorted run is allocated.
+
+        The kernel looks for the end of allocated memory page by page, up to the end of the arena
+        and not of the run, so what it found serves every run within it: one walk for all of them.
+        """
+        found = []
+        seen, data, hole = 0, 0, 0  # nothing in [seen, data), all of [data, hole)
+        for first, count in runs:
+            end = first + count
+            parts = []
+            at = first
+            while at < end:
+                if not seen <= at < hole:
+                    seen = at
+                    data, hole = self._next_extent(at)
+                at = max(at, data)
+                stop = min(hole, end)
+                if stop > at:
+                    parts.append((at, stop - at))
+                at = stop
+            table = np.array(parts, dtype=np.int64).reshape(-1, 2)
+            found.append(as_runs(table[:, 0], table[:, 1]))
+        return found
+
+    def _next_extent(self, at: int) -> tuple[int, int]:
+        """The next allocated pages from `at` on, as [first, end); `NOWHERE` if there are none."""
+        while True:
+            try:
+                start = os.lseek(self.fd, at * abi.PAGE_BYTES, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    return NOWHERE, NOWHERE
+                raise
+            stop = os.lseek(self.fd, start, os.SEEK_HOLE)
+            if stop > start:  # it may have become a hole between the two calls
+                return start // abi.PAGE_BYTES, stop // abi.PAGE_BYTES
+            at = start // abi.PAGE_BYTES
 
     def write_zeros(self, runs: Runs) -> None:
         """Make the named pages read as zeros: short runs are cleared, long ones become holes."""

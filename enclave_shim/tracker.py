@@ -89,9 +89,16 @@ class Tracked(Protocol):
 
 
 class Tracker(Protocol):
-    """Finds written pages; every tracker follows the rule 'first re-arm, then read'."""
+    """Finds written pages; every tracker follows the rule 'first re-arm, then read'.
+
+    Attributes:
+        name: for reports.
+        gave_back: whether the program may have given back some of the pages of the last collection.
+
+    """
 
     name: str
+    gave_back: bool
 
     def arm(self) -> None:
         """Begin: every write from now on will be collected."""
@@ -180,6 +187,7 @@ class KernelTracker:
     """
 
     name = "kernel"
+    gave_back = True
 
     def __init__(self, process: Tracked, ranges: list[Range]) -> None:
         why = probe(process)
@@ -206,6 +214,7 @@ class KernelTracker:
     def collect(self, *, parked: bool = False) -> Runs:
         """Return the pages written since the last call, and re-arm them; see `Tracker`."""
         parts = [take_marks(self._marks)]
+        self.gave_back = len(parts[0]) > 0
         for found in self._scanners.map(lambda strip: self._scan(strip, parked), self._strips):
             parts.extend(found)
         return merge_runs(*parts)

@@ -87,8 +87,12 @@ class Rounds:
         """
         if self._tracker is None:
             return
-        written = merge_runs(self.pending, self._holes, self._tracker.collect(parked=parked))
-        self.pending, self._holes = self._arena.split_resident(written, thorough=False)
+        collected = self._tracker.collect(parked=parked)
+        written = merge_runs(self.pending, self._holes, collected)
+        if parked and len(self._holes) == 0 and not self._tracker.gave_back:
+            self.pending = written  # to look for holes would take 5 ms a GiB
+        else:
+            self.pending, self._holes = self._arena.split_resident(written, thorough=False)
 
     @property
     def dirty_pages(self) -> int:

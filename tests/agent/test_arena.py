@@ -102,6 +102,29 @@ def test_residency_is_split_without_allocating(arena: Arena) -> None:
     assert arena.resident_bytes() == 10 * 4096
 
 
+def test_residency_of_many_runs_takes_one_walk_over_the_memory(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arena.pages[2500:3600] = 1
+    arena.pages[3700:3800] = 1
+    firsts = np.concatenate((np.arange(2480, 3860, 40), [4050]))
+    asked = as_runs(firsts, np.full(len(firsts), 30))
+    calls = []
+    lseek = os.lseek
+
+    def counted(fd: int, offset: int, how: int) -> int:
+        calls.append(how)
+        return lseek(fd, offset, how)
+
+    monkeypatch.setattr(os, "lseek", counted)
+    resident, holes = arena.split_resident(asked, thorough=False)
+    allocated = set(range(2500, 3600)) | set(range(3700, 3800))
+    assert pages(resident) == pages(asked) & allocated
+    assert pages(holes) == pages(asked) - allocated
+    # The kernel walks to the end of what is allocated every time: once for each stretch is enough.
+    assert calls.count(os.SEEK_HOLE) == 2
+
+
 def test_zeros_are_written_over_short_and_long_runs(arena: Arena) -> None:
     arena.pages[3000:3200] = 7
     arena.write_zeros(as_runs(np.array([3000, 3050]), np.array([2, 100])))
