@@ -67,6 +67,7 @@ class CompilerTracker:
     """
 
     name = "compiler"
+    gave_back = True  # a mark does not say whether the page was written or given back
 
     def __init__(self, process: Tracked, arena: Arena) -> None:
         if not marks_itself(process):
@@ -85,8 +86,8 @@ class CompilerTracker:
         """Forget what was marked so far; see `Tracker`."""
         self.collect()
 
-    def collect(self) -> Runs:
-        """Return the pages written since the last call; see `Tracker`."""
+    def collect(self, *, parked: bool = False) -> Runs:
+        """Return the pages written since the last call; see `Tracker`. It is always as quick."""
         parts = [take_marks(self._ctl.marks)]
         parts += [self._take_low(data) for data in self._data]
         full_barrier()
