@@ -22,7 +22,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> BuildProgram:
     def get(name: str) -> Program:
         if name not in built:
             source = PROGRAMS / f"{name}.c"
-            flags = ("-pthread",) if name in ("threads", "parker", "descriptors", "world") else ()
+            flags = (
+                ("-pthread",)
+                if name in ("threads", "parker", "descriptors", "world", "direct")
+                else ()
+            )
             if source.exists():
                 built[name] = build(source, folder, *flags)
             else:

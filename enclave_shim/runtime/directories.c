@@ -65,6 +65,7 @@ static i64 read_listing(u64 fd, struct rt_ofd *o) {
       o->object.value = base;
       o->object.content_bytes = (u32)room;
       o->object.due_ns = (i64)tidy(base, used); /* where it ends */
+      rt_mark(base, used);
       o->offset = 0;
       return 0;
     }

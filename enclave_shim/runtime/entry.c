@@ -418,6 +418,7 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
     rt_wait_for_commands(&image);
   }
   map_data(&b, 1);
+  rt_direct = CTL->slots == 0;
   init_state(&b);
   u64 stack = build_stack(&b);
   RT->first_stack = stack;

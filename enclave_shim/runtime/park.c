@@ -67,6 +67,7 @@ void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc
   if (CTL->quiesce_seq == CTL->resume_seq)
     return; /* nobody asked */
   struct rt_thread *self = rt_self();
+  rt_begin_again(uc);
   self->frame = (u64)uc;
   self->quiesces++;
   raw2(__NR_arch_prctl, ARCH_GET_FS, &self->fs_base);

@@ -2,8 +2,9 @@
  *
  * The runtime is the enclave's own kernel-facing layer. It is linked into the image, runs before
  * libc, and from then on only inside two signal handlers (SIGSYS for a trapped system call, the
- * quiesce signal). So it may use neither libc nor libc's TLS, and it has no static writable data:
- * whatever it remembers lives in the arena (and travels) or in the control block (and stays).
+ * quiesce signal). So it may use neither libc nor libc's TLS, and it has no static writable data
+ * (direct.c, which stands for functions of libc, is part of the program and may): whatever it
+ * remembers lives in the arena (and travels) or in the control block (and stays).
  * All its text is in one section, because the kernel tells its system calls from the program's by
  * the address they come from. */
 #ifndef OPTMIG_RT_H
@@ -227,6 +228,10 @@ i64 sys_open(struct call *), sys_openat(struct call *), sys_creat(struct call *)
     sys_dup(struct call *), sys_dup2(struct call *), sys_dup3(struct call *), sys_fcntl(struct call *),
     sys_lseek(struct call *), sys_getdents64(struct call *), sys_close_range(struct call *),
     sys_flock(struct call *);
+
+/* direct.c */
+extern int rt_direct;
+void rt_begin_again(struct rt_ucontext *uc); /* an interrupted context that may go on elsewhere */
 
 /* carry.c */
 int rt_files_restore(char *why, u64 why_bytes);

@@ -10,7 +10,12 @@
 #define SA_RESTORER 0x04000000
 #define SA_ONSTACK 0x08000000
 #define SA_RESETHAND 0x80000000
+#define SA_RESTART 0x10000000
 #define ITIMERS 3
+
+/* By which libc cancels a thread. Its handler finds a waiting thread inside the runtime, not at libc's own
+ * instruction, so it cannot turn it aside; but libc looks again when a call ends with EINTR. */
+#define LIBC_CANCEL 33
 
 /* rdi = signal. Counts, then has the program's handler run (marks.c), with its arguments as they were. */
 extern void rt_handler_gate(int);
@@ -22,6 +27,7 @@ __asm__(".pushsection optmig_text,\"ax\",@progbits\n"
         "  push %rdi\n"
         "  push %rsi\n"
         "  push %rdx\n"
+        "  mov %rdx, %rsi\n"
         "  call *%rax\n"
         "  pop %rdx\n"
         "  pop %rsi\n"
@@ -31,7 +37,8 @@ __asm__(".pushsection optmig_text,\"ax\",@progbits\n"
         "  jmp *%rax\n"
         ".popsection\n");
 
-__attribute__((used)) u64 rt_handler_of(int sig) {
+__attribute__((used)) u64 rt_handler_of(int sig, struct rt_ucontext *uc) {
+  rt_begin_again(uc);
   __atomic_fetch_add(&RT->handled, 1, __ATOMIC_RELAXED);
   return RT->sigactions[sig].handler;
 }
@@ -48,7 +55,10 @@ i64 rt_kernel_sigaction(int sig, u64 handler, u64 flags, u64 mask) {
 static i64 set_in_kernel(int sig, const struct rt_sigaction *s) {
   u64 handler = s->handler == SIG_DFL || s->handler == SIG_IGN ? s->handler : (u64)rt_handler_gate;
   /* Handlers for an alternate stack run on the runtime's own, which is the only one the kernel knows. */
-  return rt_kernel_sigaction(sig, handler, s->flags & ~(u64)SA_RESTORER, s->mask & ~RUNTIME_SIGNALS);
+  u64 flags = s->flags & ~(u64)SA_RESTORER;
+  if (sig == LIBC_CANCEL)
+    flags &= ~(u64)SA_RESTART;
+  return rt_kernel_sigaction(sig, handler, flags, s->mask & ~RUNTIME_SIGNALS);
 }
 
 i64 sys_rt_sigaction(struct call *c) {

@@ -44,7 +44,6 @@ void rt_unlock(void) {
 
 /* What a new kernel thread does first, on its own alternate stack, with all signals blocked. */
 __attribute__((used, noreturn)) static void thread_begins(struct rt_thread *t) {
-  t->tid = (i32)raw0(__NR_gettid);
   rt_arm_thread(t);
   if (CTL->quiesce_seq != CTL->resume_seq)
     raw3(__NR_tgkill, raw0(__NR_getpid), t->tid, QUIESCE_SIGNAL); /* delivered by the return below */
@@ -52,7 +51,8 @@ __attribute__((used, noreturn)) static void thread_begins(struct rt_thread *t) {
   __builtin_unreachable();
 }
 
-/* clone(2): the child calls `entry(t)` on the given stack; the parent gets the kernel's answer. */
+/* clone(2): the child calls `entry(t)` on the given stack; the parent gets the kernel's answer. The
+ * kernel notes the thread's number before it runs: a signal can be sent to it from then on. */
 static i64 start_thread(u64 flags, u64 stack, u64 tls, u64 child_tid, void (*entry)(struct rt_thread *),
                         struct rt_thread *t) {
   register i64 r10 __asm__("r10") = (i64)child_tid;
@@ -69,8 +69,8 @@ static i64 start_thread(u64 flags, u64 stack, u64 tls, u64 child_tid, void (*ent
                    "ud2\n"
                    "1:"
                    : "=a"(ret)
-                   : "a"(__NR_clone), "D"(flags), "S"(stack & ~15ul), "d"(0), "r"(r10), "r"(r8), "r"(r12),
-                     "r"(r13)
+                   : "a"(__NR_clone), "D"(flags | CLONE_PARENT_SETTID), "S"(stack & ~15ul), "d"(&t->tid),
+                     "r"(r10), "r"(r8), "r"(r12), "r"(r13)
                    : "rcx", "r11", "memory");
   return ret;
 }
@@ -178,7 +178,6 @@ i64 sys_exit(struct call *c) {
 /* ---- on the next host ---- */
 
 __attribute__((used, noreturn)) static void thread_returns(struct rt_thread *t) {
-  t->tid = (i32)raw0(__NR_gettid);
   if (t->clear_child_tid)
     raw1(__NR_set_tid_address, t->clear_child_tid);
   __atomic_add_fetch(&CTL->running, 1, __ATOMIC_SEQ_CST);

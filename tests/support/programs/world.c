@@ -134,6 +134,12 @@ static void *named(void *dir) {
   CHECK(prctl(PR_SET_NAME, "world-thread") == 0);
   while (access("done", F_OK)) {
     CHECK(prctl(PR_GET_NAME, name) == 0 && !strcmp(name, "world-thread"));
+    uint64_t before = ns_of(CLOCK_MONOTONIC), began = before;
+    for (int i = 0; i < 20000; i++) { /* at whatever instruction it is moved */
+      uint64_t now = ns_of(CLOCK_MONOTONIC);
+      CHECK(now >= before && now - began < 60000000000u);
+      before = now;
+    }
     nap(3000000);
   }
   return dir;
