@@ -11,7 +11,8 @@ help:
 	@echo "make test    the tests"
 	@echo "make check   format, lint, types, import rules"
 	@echo "make format  rewrite Python and C in the house format"
-	@echo "make bench   downtime against stop-and-copy, overhead; JSON in bench-results/"
+	@echo "make bench   live against stop-and-copy, overhead; JSON and a report in bench-results/ (hours;"
+	@echo "             BENCH=--quick: minutes)"
 	@echo "make soak    hundreds of moves at random instants (SOAK_MOVES), and of random faults"
 	@echo "             (SOAK_FAULTS); SOAK_SEED"
 	@echo "make crash-matrix  every boundary of a move x every fault (CRASH_MATRIX_FILTER), hours"
@@ -48,7 +49,7 @@ format: $(VENV)/.dev
 	$(BIN)/clang-format -i $(shell git ls-files '*.c' '*.h')
 
 bench: $(VENV)/.run
-	$(BIN)/python -m optmigd.bench.downtime
+	$(BIN)/optmigctl bench $(BENCH)
 	$(BIN)/python -m optmigd.bench.syscost
 	$(BIN)/python -m optmigd.bench.compute
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import optmigd
+from optmigd.cli.bench import bench
 from optmigd.cli.host import host
 from optmigd.cli.invocation import SIZE, ControlGroup, Invocation, run, to_json
 from optmigd.cli.migrate import migrate, set_, watch
@@ -297,6 +298,7 @@ ctl.add_command(migrate)
 ctl.add_command(set_)
 ctl.add_command(watch)
 ctl.add_command(host)
+ctl.add_command(bench)
 for each in (owner, recover, forget):
     ctl.add_command(each)
 
