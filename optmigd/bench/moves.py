@@ -8,7 +8,8 @@ from typing import Any
 from optmigd.bench.cells import Cell
 from optmigd.bench.hosts import Host
 from optmigd.bench.results import CellResult, Mark, ModeName, Move, Round, Sample
-from optmigd.protocol.errors import OptmigError
+from optmigd.protocol.errors import NotConverging, OptmigError
+from optmigd.requests import OnStall
 
 MODES: tuple[ModeName, ModeName] = ("precopy", "stop-and-copy")
 BETWEEN_S = 0.5
@@ -55,21 +56,14 @@ def measure(hosts: tuple[Host, Host], image: Path, cell: Cell, repeats: int) -> 
             for mode in MODES if repeat % 2 == 0 else reversed(MODES):
                 time.sleep(BETWEEN_S)
                 begin_s = _now_of(here, enclave, cell)
-                answer = here.client.migrate(
-                    enclave,
-                    there.name,
-                    mode=mode,
-                    streams=cell.streams,
-                    on_stall="throttle",
-                    on_event=memory.look,
-                )
+                answer, converged = _migrate(here, there, enclave, cell, mode, memory)
                 memory.look()
                 here, there = there, here
                 if cell.records:
                     time.sleep(2 * RECORD_LINE_S)  # the line that holds the downtime is written
                     mark = Mark(mode=mode, begin_s=begin_s, end_s=_now_of(here, enclave, cell))
                     marks.append(mark)
-                moves.append(_move(mode, dict(answer)))
+                moves.append(_move(mode, answer, converged=converged))
         samples = _samples(here, enclave) if cell.records else []
     finally:
         end(here, enclave)
@@ -112,12 +106,35 @@ def end(host: Host, enclave: str) -> None:
         host.client.forget(enclave)
 
 
-def _move(mode: ModeName, answer: dict[str, Any]) -> Move:
+def _migrate(
+    here: Host, there: Host, enclave: str, cell: Cell, mode: ModeName, memory: MemoryWatch
+) -> tuple[dict[str, Any], bool]:
+    """Move it, and say whether it converged: if not, even throttled, it is moved all the same."""
+    strategies: tuple[OnStall, OnStall] = ("throttle", "switch")
+    for strategy in strategies:
+        try:
+            answer = here.client.migrate(
+                enclave,
+                there.name,
+                mode=mode,
+                streams=cell.streams,
+                on_stall=strategy,
+                on_event=memory.look,
+            )
+        except NotConverging:
+            if strategy == "switch":
+                raise
+        else:
+            return dict(answer), strategy == "throttle"
+    raise AssertionError("the last strategy returns or raises")
+
+
+def _move(mode: ModeName, answer: dict[str, Any], *, converged: bool) -> Move:
     fields = {name: answer[name] for name in _MOVE_FIELDS}
     rounds = [
         Round(**{name: one[name] for name in Round.__struct_fields__}) for one in answer["rounds"]
     ]
-    return Move(mode=mode, program_pause_ms=None, rounds=rounds, **fields)
+    return Move(mode=mode, converged=converged, program_pause_ms=None, rounds=rounds, **fields)
 
 
 def _samples(host: Host, enclave: str) -> list[Sample]:

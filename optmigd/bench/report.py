@@ -69,9 +69,11 @@ def _cells(cells: Sequence[CellResult]) -> str:
         live, stopped = cell.of_mode("precopy"), cell.of_mode("stop-and-copy")
         ratio = Spread.of(cell.ratios())
         seen = [move.program_pause_ms for move in live if move.program_pause_ms is not None]
+        strays = sum(not move.converged for move in live)
+        note = f" ({strays} of {len(live)} did not converge)" if strays else ""
         rows.append(
             (
-                cell.title,
+                cell.title + note,
                 _ms(cell.downtimes_ms("precopy")),
                 _ms(seen) if seen else "-",
                 _ms(cell.downtimes_ms("stop-and-copy")),

@@ -56,9 +56,14 @@ class Round(_Record):
 
 
 class Move(_Record):
-    """One migration; `program_pause_ms`: the longest pause that the program saw, if it tells."""
+    """One migration; `program_pause_ms`: the longest pause that the program saw, if it tells.
+
+    `converged`: whether the downtime limit was met, throttled if need be. If not, it was moved by
+    the strategy `switch`.
+    """
 
     mode: ModeName
+    converged: bool
     downtime_ms: float
     program_pause_ms: float | None
     setup_time_ms: float

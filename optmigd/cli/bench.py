@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import signal
 from pathlib import Path
 
 import click
@@ -117,6 +118,7 @@ def bench(
         fresh=fresh,
         options={"quick": quick, "only": list(only), "repeats": repeats},
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing may be left
     whole, interrupted = run(plan, lambda line: click.echo(line, err=True))
     if invocation.json:
         click.echo((output / RESULTS_NAME).read_bytes())

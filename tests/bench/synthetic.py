@@ -25,6 +25,7 @@ def move(mode: ModeName, downtime_ms: float) -> Move:
     ]
     return Move(
         mode=mode,
+        converged=downtime_ms < 40,
         downtime_ms=downtime_ms,
         program_pause_ms=downtime_ms + 1,
         setup_time_ms=100.0,

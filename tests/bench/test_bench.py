@@ -9,9 +9,13 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree
 
-from optmigd.bench import results
+import pytest
 
-TINY = ("--only", "size", "--sizes", "16MiB", "--repeats", "1")
+from optmigd.bench import results
+from optmigd.cli.ctl import ctl
+from optmigd.cli.invocation import run
+
+TINY = ("--only", "rate", "--rates", "0", "--base-size", "16MiB", "--repeats", "1")
 
 
 def bench(output: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +40,7 @@ def processes_of(folder: Path) -> list[str]:
 def test_one_cell_is_measured_kept_and_shown(tmp_path: Path) -> None:
     done = bench(tmp_path / "out", *TINY, "--json")
     assert done.returncode == 0, done.stderr
-    assert "16 MiB, 200 MB/s uniform: live" in done.stderr
+    assert "16 MiB, at rest: live" in done.stderr
     content = (tmp_path / "out/bench.json").read_bytes()
     assert json.loads(done.stdout) == json.loads(content)
     whole = results.load(tmp_path / "out/bench.json")
@@ -55,7 +59,7 @@ def test_one_cell_is_measured_kept_and_shown(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert "1 of 1 cells are measured already" in again.stderr
     assert "building" not in again.stderr
-    assert "16 MiB, 200 MB/s uniform" in again.stdout
+    assert "16 MiB, at rest" in again.stdout
 
 
 def test_ctrl_c_leaves_what_was_measured_and_no_process(tmp_path: Path) -> None:
@@ -92,7 +96,9 @@ def test_ctrl_c_leaves_what_was_measured_and_no_process(tmp_path: Path) -> None:
     assert list(tmp_path.glob("optmigd-*")) == []
 
 
-def test_wrong_options_and_the_schema(tmp_path: Path) -> None:
+def test_wrong_options_and_the_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "out")
+
     for wrong in (
         ("--sizes", "big"),
         ("--sizes", "10B"),
@@ -100,7 +106,8 @@ def test_wrong_options_and_the_schema(tmp_path: Path) -> None:
         ("--streams", "0"),
         ("--only", "all"),
     ):
-        assert bench(tmp_path / "out", *wrong).returncode == 2
+        assert run(ctl, "optmigctl", ["bench", "--output", output, *wrong]) == 2
     assert not (tmp_path / "out").exists()
-    schema = bench(tmp_path / "out", "--schema")
-    assert json.loads(schema.stdout)["$ref"] == "#/$defs/Results"
+    capsys.readouterr()
+    assert run(ctl, "optmigctl", ["bench", "--schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["$ref"] == "#/$defs/Results"

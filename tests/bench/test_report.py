@@ -104,6 +104,7 @@ def test_the_report_is_one_well_formed_file_that_needs_nothing_else() -> None:
     assert "the machine was not quiet" in shown
     assert "8 GiB & more: needs <more> memory" in shown
     assert "5.00 %" in shown
+    assert "(1 of 2 did not converge)" in shown
 
 
 def test_a_report_of_nothing_is_a_page_too() -> None:
