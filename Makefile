@@ -52,6 +52,7 @@ bench: $(VENV)/.run
 	$(BIN)/optmigctl bench $(BENCH)
 	$(BIN)/python -m optmigd.bench.syscost
 	$(BIN)/python -m optmigd.bench.compute
+	$(BIN)/python -m optmigd.bench.tracker
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak -s --timeout 0 tests/migration tests/faults
