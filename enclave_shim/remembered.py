@@ -13,6 +13,7 @@ from optmigd.enclave_shim.migration.common import Binding
 from optmigd.enclave_shim.platforms import Claims
 from optmigd.enclave_shim.vault import Vault, VaultFull
 from optmigd.protocol.session import Manifest
+from optmigd.protocol.wiping import wipe
 
 
 class InstanceNote(msgspec.Struct):
@@ -141,6 +142,7 @@ class Memory:
         self._vault = vault
         found = vault.load()
         self._record = msgspec.msgpack.decode(found, type=Record) if found else Record()
+        wipe(found)
 
     @property
     def instance(self) -> InstanceNote | None:
@@ -183,4 +185,8 @@ class Memory:
             self.note_migration(note)
 
     def _store(self) -> None:
-        self._vault.store(msgspec.msgpack.encode(self._record))
+        encoded = msgspec.msgpack.encode(self._record)
+        try:
+            self._vault.store(encoded)
+        finally:
+            wipe(encoded)

@@ -11,7 +11,6 @@ each of these takes every block of plaintext from memory once; otherwise ciphert
 not fit each other. A test of this stands in `tests/protocol/test_ciphers.py`.
 """
 
-import ctypes
 from typing import Any, ClassVar, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -19,14 +18,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from nacl import bindings
 
 from optmigd.protocol.errors import DecryptFailed, LocalProtocolError
+from optmigd.protocol.wiping import wipe
 
 Buffer = bytes | bytearray | memoryview
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
-
-_BYTES_HEADER = bytes.__basicsize__ - 1
-"""Where CPython keeps the content of `bytes`: behind the object's header, with a zero after it."""
 
 
 class Cipher(Protocol):
@@ -158,17 +155,6 @@ class Aegis256:
         if not NONCE_BYTES <= len(nonce) <= self.nonce_bytes:
             raise LocalProtocolError(f"a nonce of {len(nonce)} bytes")
         return nonce.ljust(self.nonce_bytes, b"\0")
-
-
-def wipe(secret: bytes) -> None:
-    """Overwrite a secret in memory with zeros.
-
-    Python gives no way to erase `bytes`, so this writes through their immutability. It is sound for
-    an object that was computed at run time and that only the caller holds: never for a literal, nor
-    for a value of at most one byte, which Python shares.
-    """
-    if len(secret) > 1:
-        ctypes.memset(id(secret) + _BYTES_HEADER, 0, len(secret))
 
 
 def _does_not_open() -> DecryptFailed:

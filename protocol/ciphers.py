@@ -3,8 +3,9 @@
 import hmac
 from collections.abc import Sequence
 
-from optmigd.protocol.aeads import AEGIS_256_AVAILABLE, Aegis256, Aes256Gcm, ChaCha20, Cipher, wipe
+from optmigd.protocol.aeads import AEGIS_256_AVAILABLE, Aegis256, Aes256Gcm, ChaCha20, Cipher
 from optmigd.protocol.errors import LocalProtocolError, RemoteProtocolError
+from optmigd.protocol.wiping import wipe
 
 AEGIS_256 = "aegis-256"
 AES_256_GCM = "aes-256-gcm"
@@ -16,8 +17,10 @@ _CIPHERS: dict[str, type[Cipher]] = {
     AES_256_GCM: Aes256Gcm,
     CHACHA20_POLY1305: ChaCha20,
 }
-_LABEL = b"optmigd records v1"
+_LABEL = b"optmigd records v2"
 _DIRECTION = b"source to destination"
+_ROUND_KEY = b"round key"
+_NEXT_ROUND = b"next round"
 
 
 def supported_ciphers(*, aes_in_hardware: bool) -> list[str]:
@@ -46,19 +49,35 @@ def check_chosen(chosen: str, proposed: Sequence[str]) -> str:
     return chosen
 
 
-def record_key(secret: bytes, cipher: str, round_no: int, stream: int) -> bytes:
-    """Return the key of one stream in one round.
+class RoundKeys:
+    """The keys of one stream, one for each round, each to be had once.
 
-    HKDF-SHA256 with an empty salt; one block of output is the whole key.
+    A ratchet: every round's secret is derived from the one before, which is then overwritten. So
+    who looks into this memory finds nothing that opens a round that has ended.
 
-    Source: RFC 5869, sections 2.2 and 2.3.
+    Args:
+        records_secret: of the session; it is not kept.
+        cipher: name of the negotiated cipher.
+        stream: number of the stream.
+
+    Source: RFC 5869, sections 2.2 and 2.3, with an empty salt and one block of output for the first
+    round's secret.
     """
-    info = b"\0".join((_LABEL, _DIRECTION, cipher.encode("ascii"), b""))
-    info += round_no.to_bytes(4, "little") + stream.to_bytes(2, "little")
-    extracted = hmac.digest(bytes(32), secret, "sha256")
-    key = hmac.digest(extracted, info + b"\x01", "sha256")
-    wipe(extracted)
-    return key
+
+    def __init__(self, records_secret: bytes, cipher: str, stream: int) -> None:
+        info = b"\0".join((_LABEL, _DIRECTION, cipher.encode("ascii"), b""))
+        info += stream.to_bytes(2, "little")
+        extracted = hmac.digest(bytes(32), records_secret, "sha256")
+        self._secret = hmac.digest(extracted, info + b"\x01", "sha256")
+        wipe(extracted)
+
+    def next(self) -> bytes:
+        """Return the next round's key, the first time that of round 0."""
+        key = hmac.digest(self._secret, _ROUND_KEY, "sha256")
+        following = hmac.digest(self._secret, _NEXT_ROUND, "sha256")
+        wipe(self._secret)
+        self._secret = following
+        return key
 
 
 def tag_bytes(cipher: str) -> int:
@@ -70,13 +89,13 @@ def tag_bytes(cipher: str) -> int:
     return _class_of(cipher).tag_bytes
 
 
-def record_cipher(secret: bytes, cipher: str, round_no: int, stream: int) -> Cipher:
-    """Return the cipher of one stream in one round.
+def cipher_under(key: bytes, cipher: str) -> Cipher:
+    """Return the cipher of this name under a key of 32 bytes, which is its own from here on.
 
     Raises:
         LocalProtocolError: no cipher has this name.
     """
-    return _class_of(cipher)(record_key(secret, cipher, round_no, stream))
+    return _class_of(cipher)(key)
 
 
 def _class_of(cipher: str) -> type[Cipher]:

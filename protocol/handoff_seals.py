@@ -18,6 +18,7 @@ from optmigd.protocol.errors import DecryptFailed, LocalProtocolError
 from optmigd.protocol.link import MAX_PAYLOAD_BYTES
 from optmigd.protocol.noise import TAG_BYTES
 from optmigd.protocol.session_messages import ReleaseToken, ResumedReport
+from optmigd.protocol.wiping import wipe
 from optmigd.protocol.wire import decode, encode
 
 Role = Literal["source", "destination"]
@@ -81,6 +82,11 @@ class HandoffSeals:
             RemoteProtocolError: it is no confirmation.
         """
         return self._open("source", "resumed", self.resumed_key, payload, ResumedReport)
+
+    def forget(self) -> None:
+        """Overwrite both keys: nothing more is to be sealed or opened."""
+        wipe(self.token_key)
+        wipe(self.resumed_key)
 
     def _seal_once(self, side: Role, what: str, key: bytes, message: Struct) -> bytes:
         if self._side != side or what in self._sealed:

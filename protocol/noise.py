@@ -12,7 +12,7 @@ and hashes exist here only so that the published test vectors can be run against
 
 Rules kept here: a failed handshake stays failed; transport ciphers are made by consuming the
 finished handshake; a nonce advances only when a message was sealed or opened; a failure says
-nothing about its cause that the peer could not know.
+nothing about its cause that the peer could not know; what a key was derived from is overwritten.
 """
 
 import hashlib
@@ -34,6 +34,7 @@ from optmigd.protocol.errors import (
     HandshakeFailed,
     LocalProtocolError,
 )
+from optmigd.protocol.wiping import own_copy, wipe
 
 KEY_BYTES = 32
 TAG_BYTES = 16
@@ -60,7 +61,7 @@ def keypair(private: bytes) -> KeyPair:
     """
     if len(private) != KEY_BYTES:
         raise LocalProtocolError(f"an X25519 key has {KEY_BYTES} bytes; found {len(private)}")
-    return KeyPair(bytes(private), crypto_scalarmult_base(bytes(private)))
+    return KeyPair(own_copy(private), crypto_scalarmult_base(bytes(private)))
 
 
 def shared_secret(private: bytes, public: bytes) -> bytes:
@@ -131,6 +132,10 @@ class CipherState:
         self._nonce += 1
         return plaintext
 
+    def forget(self) -> None:
+        """Overwrite the key; nothing more is to be sealed or opened."""
+        wipe(self._key)
+
     def _nonce_bytes(self) -> bytes:
         if self._nonce >= MAX_NONCE:
             raise LocalProtocolError("the channel has used up its counter")
@@ -164,7 +169,7 @@ class _Symmetric:
         digest_bytes = hashlib.new(suite.hash_name).digest_size
         name = suite.name.encode("ascii")
         self.h = name.ljust(digest_bytes, b"\0") if len(name) <= digest_bytes else self._hash(name)
-        self.chaining_key = self.h
+        self.chaining_key = own_copy(self.h)
         self._cipher: CipherState | None = None
 
     @property
@@ -179,8 +184,12 @@ class _Symmetric:
         result: list[bytes] = []
         last = b""
         for index in range(outputs):
-            last = hmac.digest(temp, last + bytes([index + 1]), self._hash_name)
+            block = last + bytes([index + 1])
+            last = hmac.digest(temp, block, self._hash_name)
+            wipe(block)
             result.append(last)
+        wipe(temp)
+        wipe(self.chaining_key)
         return result
 
     def mix_hash(self, content: bytes) -> None:
@@ -188,12 +197,17 @@ class _Symmetric:
 
     def mix_key(self, material: bytes) -> None:
         self.chaining_key, key = self._hkdf(material, 2)
-        self._cipher = CipherState(key[:KEY_BYTES])
+        self._take_key(key)
 
     def mix_key_and_hash(self, material: bytes) -> None:
         self.chaining_key, extra, key = self._hkdf(material, 3)
         self.mix_hash(extra)
-        self._cipher = CipherState(key[:KEY_BYTES])
+        self._take_key(key)
+
+    def _take_key(self, key: bytes) -> None:
+        if self._cipher is not None:
+            self._cipher.forget()
+        self._cipher = CipherState(_cut(key))
 
     def encrypt_and_hash(self, plaintext: bytes) -> bytes:
         sealed = plaintext if self._cipher is None else self._cipher.encrypt(plaintext, self.h)
@@ -208,7 +222,18 @@ class _Symmetric:
     def split(self) -> tuple[bytes, bytes, bytes]:
         """Return both transport keys and, as a third output, a secret to export keys from."""
         first, second, exported = self._hkdf(b"", 3)
-        return first[:KEY_BYTES], second[:KEY_BYTES], exported[:KEY_BYTES]
+        if self._cipher is not None:
+            self._cipher.forget()
+        return _cut(first), _cut(second), _cut(exported)
+
+
+def _cut(output: bytes) -> bytes:
+    """The key at the beginning of a hash's output, which is used up."""
+    if len(output) == KEY_BYTES:
+        return output
+    key = output[:KEY_BYTES]
+    wipe(output)
+    return key
 
 
 class Transport:
@@ -233,6 +258,16 @@ class Transport:
     def export(self, label: bytes) -> bytes:
         """Return 32 secret bytes that both sides derive for `label`, apart from all other keys."""
         return hmac.digest(self._exporter_secret, b"optmigd export v1\0" + label, "sha256")
+
+    def forget_exporter(self) -> None:
+        """Overwrite what further keys are exported from; there will be no more."""
+        wipe(self._exporter_secret)
+
+    def forget(self) -> None:
+        """Overwrite everything; the channel is of no further use."""
+        self.send.forget()
+        self.recv.forget()
+        self.forget_exporter()
 
 
 class Handshake:
@@ -385,6 +420,7 @@ class Handshake:
             raise ChannelClosed("the handshake was finished before")
         self._state = None
         first, second, exported = state.split()
+        wipe(self._ephemeral.private)
         mine, theirs = (first, second) if self._initiator else (second, first)
         return Transport(CipherState(mine), CipherState(theirs), state.h, exported)
 
@@ -417,7 +453,9 @@ class Handshake:
         public = self._remote_ephemeral if theirs == "e" else self._remote_static
         if public is None:
             raise LocalProtocolError(f"the pattern needs a key of the peer for {step!r}")
-        state.mix_key(shared_secret(private, public))
+        secret = shared_secret(private, public)
+        state.mix_key(secret)
+        wipe(secret)
 
     def _own_static(self) -> KeyPair:
         if self._static is None:

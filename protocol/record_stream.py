@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optmigd.protocol.aeads import Cipher
-from optmigd.protocol.ciphers import record_cipher, tag_bytes
+from optmigd.protocol.ciphers import RoundKeys, cipher_under, tag_bytes
 from optmigd.protocol.errors import LocalProtocolError
 from optmigd.protocol.record_format import EndOfRound, Kind
 from optmigd.protocol.session import SessionKeys
@@ -63,7 +63,7 @@ class RecordStream:
         self.round_ended = True
         self.round_counts = Counts()
         self.total_counts = Counts()
-        self._keys = keys
+        self._round_keys = RoundKeys(keys.records_secret, cipher, stream)
         self._cipher_name = cipher
         self._migration_id = migration_id
         self._sequence = 0
@@ -76,9 +76,7 @@ class RecordStream:
         return self._chain.copy().digest()
 
     def _begin_round(self, round_no: int) -> None:
-        self._cipher = record_cipher(
-            self._keys.records_secret, self._cipher_name, round_no, self.stream
-        )
+        self._cipher = cipher_under(self._round_keys.next(), self._cipher_name)
         self.round_no = round_no
         self.round_ended = False
         self.round_counts = Counts()

@@ -48,6 +48,7 @@ from optmigd.protocol.session_messages import (
     RoundDone,
     SessionMessage,
 )
+from optmigd.protocol.wiping import wipe
 from optmigd.protocol.wire import decode, encode
 
 __all__ = [
@@ -128,6 +129,10 @@ class SessionKeys:
 
     records_secret: bytes = field(repr=False)
 
+    def forget(self) -> None:
+        """Overwrite it, when every stream has derived its own."""
+        wipe(self.records_secret)
+
 
 @dataclass(frozen=True)
 class Established:
@@ -179,9 +184,10 @@ class SessionChannel:
         self._binding = binding
         self._make_evidence = make_evidence
         self._appraise = appraise
+        self._static = keypair(static_private)
         self._handshake = Handshake(
             initiator=role == "source",
-            static=keypair(static_private),
+            static=self._static,
             ephemeral_private=ephemeral_private,
             prologue=binding.prologue(),
         )
@@ -189,6 +195,7 @@ class SessionChannel:
         self._greeted = False
         self._partial = bytearray()
         self._broken: OptmigError | None = None
+        self._keys: SessionKeys | None = None
         self._seals: HandoffSeals | None = None
 
     @property
@@ -249,13 +256,15 @@ class SessionChannel:
         return payloads
 
     def export_keys(self) -> SessionKeys:
-        """Return the secret for the data streams.
+        """Return the secret for the data streams; there is one object of it, to be forgotten.
 
         Raises:
             LocalProtocolError: the session is not established.
             ChannelClosed: the channel has failed.
         """
-        return SessionKeys(self._ready_transport().export(b"records"))
+        self._ready_transport()
+        assert self._keys is not None
+        return self._keys
 
     def seal_token(self, token: ReleaseToken) -> bytes:
         """Seal the right to execute. A session makes one token and never a second.
@@ -277,7 +286,16 @@ class SessionChannel:
         evidence = decode(content, _Evidence).evidence
         self._appraise(evidence, report_data(self._peer, self._handshake.hash_before_payload))
         answers = [] if self._handshake.complete else [self._handshake.write(self._evidence)]
-        self._transport = self._handshake.finish()
+        self._transport = transport = self._handshake.finish()
+        wipe(self._static.private)
+        self._keys = SessionKeys(transport.export(b"records"))
+        self._seals = HandoffSeals(
+            self._role,
+            self._binding.migration_id,
+            token_key=transport.export(b"token"),
+            resumed_key=transport.export(b"resumed"),
+        )
+        transport.forget_exporter()
         return [Established(self._transport.handshake_hash)], answers
 
     def _evidence(self, handshake_hash: bytes) -> bytes:
@@ -309,16 +327,20 @@ class SessionChannel:
         Raises:
             LocalProtocolError: the session is not established.
         """
-        if self._transport is None:
-            raise LocalProtocolError("the session is not established")
         if self._seals is None:
-            self._seals = HandoffSeals(
-                self._role,
-                self._binding.migration_id,
-                token_key=self._transport.export(b"token"),
-                resumed_key=self._transport.export(b"resumed"),
-            )
+            raise LocalProtocolError("the session is not established")
         return self._seals
+
+    def close(self) -> None:
+        """Overwrite the channel's keys: nothing is sent or received any more.
+
+        Token and confirmation have keys of their own, which stay: see `handoff_seals`.
+        """
+        self._broken = self._broken or ChannelClosed("the session is over")
+        if self._transport is not None:
+            self._transport.forget()
+        if self._keys is not None:
+            self._keys.forget()
 
     def _ready_transport(self) -> Transport:
         self._refuse_if_broken()

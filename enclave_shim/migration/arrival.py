@@ -104,6 +104,7 @@ class Arrival:
             nursery.start_soon(
                 self._receive_stream, self._receiver(index, sock, keys, answer, send)
             )
+        keys.forget()  # every stream has derived its own
         manifest: Manifest | None = None
         marks: dict[int, RoundMark] = {}
         while manifest is None or self._last_round < manifest.round_no:

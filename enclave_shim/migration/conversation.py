@@ -24,6 +24,7 @@ from optmigd.protocol.session import (
     SessionKeys,
     SessionMessage,
 )
+from optmigd.protocol.wiping import wipe
 
 MAX_WAITING_PAYLOADS = 256
 MAX_WAITING_MESSAGES = 16
@@ -125,6 +126,10 @@ class Conversation:
         """Seal the right to execute; see `SessionChannel.seal_token`."""
         return self._channel.seal_token(token)
 
+    def close(self) -> None:
+        """Overwrite the session's keys; nothing is said any more. See `SessionChannel.close`."""
+        self._channel.close()
+
     def handoff_seals(self) -> HandoffSeals:
         """What seals and opens token and confirmation; see `SessionChannel.handoff_seals`."""
         return self._channel.handoff_seals()
@@ -142,10 +147,11 @@ def open_conversation(
     async def emit_payload(payload: bytes) -> None:
         await emit("session", {"payload": payload})
 
+    ephemeral_private, static_private = os.urandom(32), os.urandom(32)
     channel = SessionChannel(
         role=role,
-        ephemeral_private=os.urandom(32),
-        static_private=os.urandom(32),
+        ephemeral_private=ephemeral_private,
+        static_private=static_private,
         binding=SessionBinding(
             binding.migration_id,
             binding.source_host,
@@ -155,4 +161,6 @@ def open_conversation(
         make_evidence=lambda data: identity.platform.evidence(identity.measurement, data),
         appraise=appraiser,
     )
+    wipe(ephemeral_private)  # the channel has copies, which it overwrites itself
+    wipe(static_private)
     return Conversation(channel, emit_payload)

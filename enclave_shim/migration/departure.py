@@ -89,13 +89,14 @@ class Departure:
             DecryptFailed, RemoteProtocolError: it is not this migration's confirmation.
 
         """
+        if self._resumed.is_set():
+            await self._announcer.repeat_end()
+            return
         report = self._seals.open_resumed(payload)
         expected = (self._binding.migration_id, self._enclave.generation + 1)
         if (report.migration_id, report.generation) != expected:
             raise RemoteProtocolError("a confirmation of another migration or generation")
-        if self._resumed.is_set():
-            await self._announcer.repeat_end()
-            return
+        self._seals.forget()
         self._migration.handle(Event.RESUMED_RECEIVED)
         self._report.resumed(report)
         self._resumed.set()

@@ -188,6 +188,7 @@ class Destination(Part):
             self._actions = self._takeover.actions or self._actions
             error = error or self._takeover.start_error
         await self._end(error)
+        self._conversation.close()
 
     async def _listen(self) -> None:
         """Take the source's messages; after READY only a refusal that opens ends this side.

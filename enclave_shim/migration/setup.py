@@ -50,6 +50,7 @@ def make_rounds(
         )
         for index, sock in enumerate(sockets)
     ]
+    keys.forget()  # every stream has derived its own
     files = TravellingFiles(enclave.own_dir, enclave.io_files, answer.record_bytes)
     tracker = None
     if orders.mode == "precopy":

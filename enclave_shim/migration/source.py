@@ -217,6 +217,7 @@ class Source(Part):
         try:
             error = await self._move()
             if self._departure is not None:
+                self._conversation.close()
                 await self._departure.complete()
                 await free(self.enclave)
                 await self._disarm()
@@ -225,6 +226,7 @@ class Source(Part):
                 await self._end(error)
         finally:
             self._quiet.close()
+            self._conversation.close()
             self.streams.close()
 
     async def _move(self) -> OptmigError | None:

@@ -216,6 +216,7 @@ class Takeover:
             )
         )
         self.note()
+        self._seals.forget()
         self.started.set()
 
     async def _start(self, *, told: bool) -> None:

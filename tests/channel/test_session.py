@@ -39,6 +39,7 @@ from optmigd.protocol.session import (
     report_data,
 )
 from optmigd.protocol.session_messages import FromDestination, FromSource
+from optmigd.protocol.versions import SESSION_VERSIONS
 from optmigd.protocol.wire import decode, encode, pack
 
 BINDING = SessionBinding(b"m" * 16, b"a" * 32, b"b" * 32, b"p" * 32)
@@ -100,7 +101,7 @@ def pump(receiver: SessionChannel, payloads: list[bytes]) -> list[SessionEvent]:
 
 
 PROPOSAL = Proposal(
-    versions=(1, 1),
+    versions=SESSION_VERSIONS.as_pair(),
     ciphers=["aes-256-gcm", "chacha20-poly1305"],
     arena_bytes=1 << 32,
     resident_bytes=1 << 30,

@@ -32,6 +32,7 @@ _RECORDS = "tests/protocol/test_records.py::"
 _WIRE = "tests/protocol/test_wire.py::"
 _SESSION = "tests/channel/test_session.py::"
 _STRANGERS = "tests/daemon/test_strangers.py::"
+_MEMORY = "tests/channel/test_key_memory.py::"
 _POLICY = "tests/agent/test_policy_and_sim.py::"
 _MODEL = "tests/model/test_model.py::"
 _OWN = "tests/mutation/test_defences.py::"
@@ -219,6 +220,27 @@ DEFENCES = (
         "    if chosen not in proposed",
         "    if False and chosen not in proposed",
         "tests/protocol/test_ciphers.py::test_a_cipher_that_was_not_proposed_is_refused",
+    ),
+    Defence(
+        "no key of an ended round is left",
+        "protocol/record_stream.py",
+        "            self._cipher.forget_key()\n",
+        "            pass\n",
+        _MEMORY + "test_the_key_of_an_ended_round_is_nowhere_in_memory",
+    ),
+    Defence(
+        "no key of an ended round can be derived again",
+        "protocol/ciphers.py",
+        "        wipe(self._secret)\n",
+        "        self._before = self._secret\n",
+        _MEMORY + "test_the_key_of_an_ended_round_is_nowhere_in_memory",
+    ),
+    Defence(
+        "a session's secrets live no longer than they are needed",
+        "protocol/session.py",
+        "            self._transport.forget()\n",
+        "            pass\n",
+        _MEMORY + "test_a_source_keeps_each_secret_for_as_long_as_it_is_needed",
     ),
     Defence(
         "a file name stays inside its directory (sender's name)",

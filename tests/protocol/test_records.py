@@ -1,5 +1,6 @@
 """Sealed records: what was sent arrives, and every kind of tampering is refused by name."""
 
+import hmac
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from optmigd.protocol.ciphers import (
     AEGIS_256,
     AES_256_GCM,
     CHACHA20_POLY1305,
-    record_key,
+    RoundKeys,
     supported_ciphers,
 )
 from optmigd.protocol.errors import (
@@ -541,9 +542,11 @@ def test_nothing_counts_before_it_is_verified(cipher: str) -> None:
 
 @pytest.mark.parametrize("cipher", ALL_CIPHERS)
 def test_known_answers_of_records(cipher: str) -> None:
-    """Figures of this format, version 1: if they change, the version must change with them."""
+    """Figures of this format, version 2: if they change, the version must change with them."""
     key, record, chain = KNOWN[cipher]
-    assert record_key(bytes(32), cipher, 1, 2).hex() == key
+    keys = RoundKeys(bytes(32), cipher, 2)
+    keys.next()
+    assert keys.next().hex() == key
     sender = Sender(cipher)
     sealed = sender.pages((3, 1))
     assert sealed[:32].hex() == KNOWN_HEADER
@@ -556,23 +559,24 @@ def test_known_answers_of_digests() -> None:
     assert state_digest(MIGRATION, 5, bytes(32), b"manifest").hex() == KNOWN_STATE
 
 
-# For each cipher: a key, the sealed meta and the first 16 bytes of the sealed body, the chain.
+# For each cipher: stream 2's key of round 1; the sealed meta and the first 16 bytes of the sealed
+# body of stream 0's first record; the chain after it.
 KNOWN = {
     AEGIS_256: (
-        "1b247844655ee63a3c564223b71616770c5c54d017c0c992013672e83684af3e",
-        "d338c4ea5216e9a96ab69843ba0b698b8cad004e061e9f549e7c81df8419fe8e"
-        "c51118dd48e8d4023727c139964a5694ba76bf323539e666298a676e",
-        "44ce388a27b5050acc6d26a1890808a1d49dddcbe89a972a79d5f8dd28e0eb63",
+        "4ce6c7bf9c2d0a8aa41f1cf4f3925030c69111931ffa7f397a84bd3888f7d195",
+        "2d3db8820f261415fec8c4c292a482397e5f5b5f960668c62b4583641d765ad4"
+        "7bae6d522fe93941a5c911dea4ced9afb8e1dcb68f8bd3e57c3590e4",
+        "a51f7d5ecc17d994fe9a5efde6f98cc24c3d1b17d2a6fe227ef90addc11ba060",
     ),
     AES_256_GCM: (
-        "d7684ca6280d072d2ec252fc8399f3ec70a4715184a7d8bf8d878b21d325b66b",
-        "894c7edf55ba3bc4b3f88fa9bcd094df9fa257473dbb796ed4cc4bc00894fcbb14668f89d167afa66de4d19b",
-        "ef02caa25db9ff06e4e2634000748b7adbf1a12578000b5c6a588aec94266ec5",
+        "f976226e56dfd0dffc38167c88d58b28ccbbe4f96085403fb191f3d2fb078f4f",
+        "ff07fcaa6378a756b2b232b0c1c7483b1c4f57e737ee3068688eed6906199f6933c2d526926ff95cb3e9ab25",
+        "60d75dc5ae23a36a2805c80fa9378ec42ef7716175ade5ceb9aaa00476bea9f3",
     ),
     CHACHA20_POLY1305: (
-        "4d93e89bcba22e5a2b4815fc0af75e14f3e1d9c449b17a9e63198f2fc2722b49",
-        "1a114e7e95631135beb16e3affd5e87ce61c17d02bee7458953b6b1f70b303dd50164b3efbee76b6bff562d0",
-        "ce6c3d99926bbc713c4d6f1381a9cd53a271cc938a982586a8660fcc396be22a",
+        "598389f866fff75e36a424621a8b0c570d1bcf81ceb37642fd3d148d274a13f7",
+        "9e2653f42ad9cf909d02febcb2de7960c300f908a520fd4076b07b38c818d09eec15ac48245b072a7617368d",
+        "cbf9e752e44d18c2df991990f512e7cc24fad767e560b73bb7646924d9a417d7",
     ),
 }
 KNOWN_HEADER = "4f520100000000000000000000000000000000000c0000000010000000000000"
@@ -594,18 +598,24 @@ def open_elsewhere(cipher: str, key: bytes, nonce: bytes, sealed: bytes, ad: byt
 @pytest.mark.parametrize("cipher", ALL_CIPHERS)
 def test_the_key_schedule_and_the_record_are_what_the_document_says(cipher: str) -> None:
     """Written from docs/protocol.md alone, with other libraries' calls."""
-    info = b"optmigd records v1\0source to destination\0" + cipher.encode() + b"\0"
-    info += struct.pack("<IH", 0, 0)
-    key = HKDF(SHA256(), 32, salt=None, info=info).derive(KEYS.records_secret)
-    record = Sender(cipher).pages((3, 1), seed=9)
+    info = b"optmigd records v2\0source to destination\0" + cipher.encode() + b"\0"
+    info += struct.pack("<H", 0)
+    first = HKDF(SHA256(), 32, salt=None, info=info).derive(KEYS.records_secret)
+    second = hmac.digest(first, b"next round", "sha256")
+    key = hmac.digest(second, b"round key", "sha256")
+    sender = Sender(cipher)
+    sender.end()
+    sender.sealer.next_round(1)
+    record = sender.pages((3, 1), seed=9)
     tag = 32 if cipher == "aegis-256" else 16
     ad = MIGRATION + record[:32]
     meta_end = 32 + 12 + tag
-    meta = open_elsewhere(cipher, key, bytes(12), record[32:meta_end], ad)
+    # The second record of the stream: its sequence number is 1.
+    meta_nonce, body_nonce = (bytes(4) + struct.pack("<Q", 2 * 1 + part) for part in (0, 1))
+    meta = open_elsewhere(cipher, key, meta_nonce, record[32:meta_end], ad)
     assert struct.unpack("<QI", meta) == (3, 1)
     ad += record[meta_end - tag : meta_end]
-    nonce = bytes(4) + struct.pack("<Q", 1)
-    assert open_elsewhere(cipher, key, nonce, record[meta_end:], ad) == content(1, seed=9)
+    assert open_elsewhere(cipher, key, body_nonce, record[meta_end:], ad) == content(1, seed=9)
 
 
 def test_digests_bind_every_part() -> None:
