@@ -222,15 +222,17 @@ class Trial:
         # What has ended is asked for where it began: the question is passed on.
         here = self.hosts.beta if cell.outcome == "B" else self.hosts.alpha
         there = self.hosts.other(here)
+        moved = False
         try:
             within(lambda: here.client.migrate(self.enclave, there.name, **QUICKLY))
+            moved = True
         except (OptmigError, Stuck) as error:
             if self._keeps_ledger or here.client.status(self.enclave)["state"] != "exited":
                 cell.violations.append(f"the retry failed: {error}")
         self.ledger.stop.touch()
         try:
             ends = [within(lambda: here.client.wait(self.enclave), END_TIMEOUT_S)]
-            if cell.outcome != "ended":
+            if moved:  # else it had ended, and only the host that it ended on knows it
                 ends.append(within(lambda: there.client.wait(self.enclave)))
             output = within(lambda: b"".join(here.client.logs(self.enclave)))
         except (OptmigError, Stuck) as error:
