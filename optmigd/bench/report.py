@@ -74,13 +74,13 @@ def _cells(cells: Sequence[CellResult]) -> str:
         rows.append(
             (
                 cell.title + note,
-                _ms(cell.downtimes_ms("precopy")),
-                _ms(seen) if seen else "-",
-                _ms(cell.downtimes_ms("stop-and-copy")),
+                Spread.of(cell.downtimes_ms("precopy")).ms,
+                Spread.of(seen).ms if seen else "-",
+                Spread.of(cell.downtimes_ms("stop-and-copy")).ms,
                 f"{100 * ratio.median:.2f} %",
                 f"{100 * ratio.low:.2f} to {100 * ratio.high:.2f} %",
-                _ms([move.total_time_ms for move in live]),
-                _ms([move.total_time_ms for move in stopped]),
+                Spread.of([move.total_time_ms for move in live]).ms,
+                Spread.of([move.total_time_ms for move in stopped]).ms,
             )
         )
     return f"<h2>Downtime and total time</h2>{_table(headings, rows)}"
@@ -100,11 +100,11 @@ def _many(results: Sequence[ManyResult]) -> str:
             (
                 one.title,
                 f"{len(one.moves)} of {one.enclaves}",
-                _ms(one.alone_ms) if one.alone_ms else "-",
-                _ms([move.downtime_ms for move in one.moves]) if one.moves else "-",
+                Spread.of(one.alone_ms).ms if one.alone_ms else "-",
+                Spread.of([move.downtime_ms for move in one.moves]).ms if one.moves else "-",
                 "-" if ratio is None else f"{ratio:.2f}",
                 format_ms(1000 * one.wall_s),
-                _ms([move.queued_time_ms for move in one.moves]) if one.moves else "-",
+                Spread.of([move.queued_time_ms for move in one.moves]).ms if one.moves else "-",
                 "; ".join(one.failures) or "none",
             )
         )
@@ -333,8 +333,3 @@ def _at_once(results: Sequence[ManyResult]) -> str:
 def _decimal(value: float) -> str:
     """Bytes with a power of 1000, which is what the ticks of a logarithmic axis are."""
     return format_rate(value).removesuffix("/s")
-
-
-def _ms(values: Sequence[float]) -> str:
-    spread = Spread.of(values)
-    return f"{format_ms(spread.median)} ({format_ms(spread.low)} to {format_ms(spread.high)})"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from optmigd.protocol.errors import ConfigError
+from optmigd.units import format_ms
 
 SCHEMA_VERSION = 1
 
@@ -202,6 +203,11 @@ class Spread(msgspec.Struct, frozen=True):
     def of(cls, values: Sequence[float]) -> "Spread":
         """Of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
+
+    @property
+    def ms(self) -> str:
+        """As text, where they are milliseconds."""
+        return f"{format_ms(self.median)} ({format_ms(self.low)} to {format_ms(self.high)})"
 
 
 def schema() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from optmigd.cli.invocation import ControlCommand, Invocation
 from optmigd.cli.tables import print_table
 from optmigd.exitcodes import ExitCode
 from optmigd.protocol.errors import ConfigError
-from optmigd.units import format_ms, parse_size
+from optmigd.units import parse_size
 
 MIB = 1 << 20
 
@@ -150,12 +150,7 @@ def _row(cell: CellResult) -> tuple[str, ...]:
     ratio = Spread.of(cell.ratios())
     return (
         cell.title,
-        *(_ms([move.downtime_ms for move in moves]) for moves in (live, stopped)),
+        *(Spread.of([move.downtime_ms for move in moves]).ms for moves in (live, stopped)),
         f"{100 * ratio.median:.2f} % ({100 * ratio.low:.2f} to {100 * ratio.high:.2f})",
-        *(_ms([move.total_time_ms for move in moves]) for moves in (live, stopped)),
+        *(Spread.of([move.total_time_ms for move in moves]).ms for moves in (live, stopped)),
     )
-
-
-def _ms(values: list[float]) -> str:
-    spread = Spread.of(values)
-    return f"{format_ms(spread.median)} ({format_ms(spread.low)} to {format_ms(spread.high)})"
