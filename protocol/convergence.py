@@ -25,8 +25,8 @@ SHRINK = 0.9
 SHRINK_CLEARLY = 0.7
 # and to shorten the downtime by this much: less is lost in the noise.
 LEAST_GAIN_MS = 0.5
-# Throughput is taken over this many rounds and bytes at the least: a short round is mostly its
-# fixed cost, and would make every later one look as slow.
+# Throughput is the best of so many rounds and bytes at the least. A round's fixed cost can only
+# make the streams look slower than they are, and of a short one it is nearly all.
 THROUGHPUT_ROUNDS = 3
 THROUGHPUT_BYTES = 64 << 20
 THROTTLE_STEP_PERMILLE = 100
@@ -112,13 +112,14 @@ Decision = Continue | SwitchOver | Throttle | Abort
 
 def throughput(history: Sequence[RoundStats]) -> float:
     """Return bytes per second over the last rounds; 0 where nothing was measured."""
-    sent_bytes, duration_s = 0, 0.0
+    sent_bytes, best = 0, 0.0
     for count, stats in enumerate(reversed(history)):
         if count >= THROUGHPUT_ROUNDS and sent_bytes >= THROUGHPUT_BYTES:
             break
         sent_bytes += stats.bytes
-        duration_s += stats.duration_s
-    return sent_bytes / duration_s if duration_s > 0 else 0.0
+        if stats.duration_s > 0:
+            best = max(best, stats.bytes / stats.duration_s)
+    return best
 
 
 def expected_downtime_ms(
@@ -255,7 +256,7 @@ def forecast(
         to_send = dirty
         decision = decide(history, settings)
     downtime_ms = expected_downtime_ms(
-        to_send, throughput_bytes_s, settings.fixed_ms, settings.page_bytes
+        to_send, throughput(history), settings.fixed_ms, settings.page_bytes
     )
     return Forecast(
         rounds=len(history),

@@ -3,6 +3,10 @@
 The program is parked for a share of every period, by the same means as at the switchover, so it
 works for every program and leaves no trace. Only the owner's choice (`--on-stall throttle`) gets
 here.
+
+On a busy host parking takes milliseconds, during which the program runs; and one that has fallen
+behind runs at its full speed whenever it may. So what counts is how long it has run: it is held in
+proportion to that, however short or long the period becomes.
 """
 
 import time
@@ -12,6 +16,8 @@ import trio
 from optmigd.enclave_shim.process import Process
 
 PERIOD_S = 0.05
+"""Of a throttle in which parking takes no time."""
+LONGEST_HOLD_S = 1.0
 PARK_TIMEOUT_S = 5.0
 
 
@@ -57,23 +63,30 @@ class Throttle:
             if self._permille == 0:
                 self._changed = trio.Event()
                 await self._changed.wait()
+            resumed_s = time.monotonic()
+            await trio.sleep(PERIOD_S * (1000 - self._permille) / 1000)
             async with self._idle:
-                held_s = PERIOD_S * self._permille / 1000
-                if held_s:
-                    await self._hold(held_s)
-            await trio.sleep(PERIOD_S - held_s)
+                if self._permille:
+                    await self._hold(resumed_s)
 
-    async def _hold(self, held_s: float) -> None:
-        begun_s = time.monotonic()
+    async def _hold(self, resumed_s: float) -> None:
         try:
             await self._process.quiesce(PARK_TIMEOUT_S)
-            await trio.sleep(held_s)
+            parked_s = time.monotonic()
+            try:
+                await trio.sleep(hold_s(parked_s - resumed_s, self._permille))
+            finally:
+                self.held_ms += (time.monotonic() - parked_s) * 1e3
         finally:
             self._process.resume()
-            self.held_ms += (time.monotonic() - begun_s) * 1e3
 
     async def stop(self) -> None:
         """Hold nothing back any more; returns when the program is not parked by this."""
         self.permille = 0
         async with self._idle:
             return
+
+
+def hold_s(ran_s: float, permille: int) -> float:
+    """How long a program that has run for so long is held, to be held `permille` of its time."""
+    return min(ran_s * permille / (1000 - permille), LONGEST_HOLD_S)

@@ -64,7 +64,7 @@ def test_short_rounds_do_not_make_the_streams_look_slow() -> None:
     # 4 MB in 60 ms, three times: nearly all of that is the fixed cost of a round.
     short = [RoundStats(number, 1000, 0, 4_096_000, 0.06, 1000) for number in (1, 2, 3)]
     speed = throughput([*rounds(1000), *short])
-    assert 0.9 * SPEED < speed < SPEED
+    assert speed == pytest.approx(SPEED)
     assert decide([*rounds(1000), *short], settings(limit_ms=20)) == SwitchOver("converged")
 
 
@@ -178,7 +178,7 @@ def test_a_forecast_says_when_it_will_not_converge() -> None:
         settings=settings(),
     )
     assert not wild.converges
-    assert wild.downtime_ms == pytest.approx(10 + 2457.6)
+    assert wild.downtime_ms == pytest.approx(10 + 2457.6, rel=0.01)
 
 
 def test_a_forecast_needs_a_throughput() -> None:
