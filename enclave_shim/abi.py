@@ -96,7 +96,6 @@ class Block(IntEnum):
 
     NONE = 0
     UNLINKED = 1
-    DIRECTORY = 2
     LOCKED = 3
     OUTSIDE = 4
     CONTENT = 5

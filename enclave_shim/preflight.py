@@ -25,7 +25,6 @@ NO_SYMBOLS = Symbols()
 SPARE_MEMORY_BYTES = 64 << 20
 _BLOCKED_NOW: dict[int, tuple[str, str]] = {
     Block.UNLINKED: ("file-deleted", "it was removed while the program has it open"),
-    Block.DIRECTORY: ("directory-open", "the program is in the middle of listing it"),
     Block.LOCKED: ("file-locked", "the program holds a lock on it"),
     Block.OUTSIDE: (
         "file-writable",

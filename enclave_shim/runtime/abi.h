@@ -135,7 +135,6 @@ enum {
 enum {
   BLOCK_NONE = 0,
   BLOCK_UNLINKED = 1,
-  BLOCK_DIRECTORY = 2, /* no longer used */
   BLOCK_LOCKED = 3,
   BLOCK_OUTSIDE = 4, /* written outside own and shared paths */
   BLOCK_CONTENT = 5  /* more stands unread in it than can be carried */

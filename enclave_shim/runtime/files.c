@@ -91,8 +91,8 @@ static i64 open_path(struct call *c, int dirfd, const char *path, u64 flags, u64
   i64 r = rt_resolve(dirfd, path, &p);
   if (IS_ERR(r))
     return r;
-  i64 view = p.kind == OFD_EXTERNAL ? rt_view_open(p.text, flags) : 0;
-  if (view)
+  i64 view;
+  if (p.kind == OFD_EXTERNAL && rt_view_open(p.text, flags, &view))
     return IS_ERR(view) ? view : rt_new_ofd(c, (u64)view, OFD_VIEW, (u32)flags & O_CLOEXEC, p.text);
   int writes = (flags & O_ACCMODE) != 0 || (flags & (O_CREAT | O_TRUNC)) != 0;
   i64 fd = raw4(__NR_openat, p.dirfd, p.at, flags, mode);

@@ -98,7 +98,7 @@ i64 sys_setrlimit(struct call *c) {
 }
 
 i64 sys_prctl(struct call *c) {
-  char name[16];
+  char name[16] = {0};
   switch (c->a) {
   case PR_SET_NAME:
     for (u64 i = 0; i < sizeof name; i++) {

@@ -246,7 +246,7 @@ void rt_remove_hidden(const struct rt_ofd *closed);
 void rt_remove_all_hidden(void);
 
 /* views.c */
-i64 rt_view_open(const char *path, u64 flags);
+int rt_view_open(const char *path, u64 flags, i64 *answer);
 i64 rt_view_link(const char *path, char *to, u64 bytes);
 void rt_view_save(u32 fd, struct rt_ofd *o);
 i64 rt_view_restore(const struct rt_ofd *o);

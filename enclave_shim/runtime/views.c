@@ -7,6 +7,7 @@
 #include "rt.h"
 
 #define MOST_BYTES (1ul << 20) /* a larger file is opened as any other */
+#define NO_VIEW (-4096l)       /* neither a descriptor nor an error */
 #define S_IFMT 0170000
 #define S_IFREG 0100000
 
@@ -111,15 +112,12 @@ static i64 memory_file(void) {
   return raw2(__NR_memfd_create, "optmig-view", 1 /* MFD_CLOEXEC */);
 }
 
-/* A descriptor of a snapshot, an error, or 0 where the path is to be opened as any other. */
-i64 rt_view_open(const char *path, u64 flags) {
-  if (!begins(path, "/proc/") && !begins(path, "/sys/"))
-    return 0;
+static i64 open_view(const char *path, u64 flags) {
   const char *own = about_self(path);
   if (flags & (O_ACCMODE | O_CREAT | O_TRUNC))
     return -E_ACCES; /* the kernel's switches, and /proc/self/mem */
   if (flags & (O_DIRECTORY | O_PATH))
-    return 0;
+    return NO_VIEW;
   i64 fd = memory_file();
   if (IS_ERR(fd))
     return fd;
@@ -138,12 +136,21 @@ i64 rt_view_open(const char *path, u64 flags) {
     raw1(__NR_close, from);
   }
   raw3(__NR_lseek, fd, 0, 0);
-  if (!good || !(flags & O_CLOEXEC)) {
-    i64 kept = good ? raw3(__NR_fcntl, fd, 0 /* F_DUPFD */, 0) : 0;
+  if (!good) {
     raw1(__NR_close, fd);
-    return kept;
+    return NO_VIEW;
   }
+  if (!(flags & O_CLOEXEC))
+    raw3(__NR_fcntl, fd, 2 /* F_SETFD */, 0);
   return fd;
+}
+
+/* Whether the path is answered here: with the descriptor of a snapshot, or an error. */
+int rt_view_open(const char *path, u64 flags, i64 *answer) {
+  if (!begins(path, "/proc/") && !begins(path, "/sys/"))
+    return 0;
+  *answer = open_view(path, flags);
+  return *answer != NO_VIEW;
 }
 
 /* What a link below /proc/self leads to, where that is of the enclave; 0 otherwise. */
