@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo test check format bench soak crash-matrix fuzz model-check mutants clean
+.PHONY: help demo programs test check format bench soak crash-matrix fuzz model-check mutants clean
 
 help:
 	@echo "make demo    two daemons on this machine, a program moved live between them (about 3 min)"
@@ -16,6 +16,7 @@ help:
 	@echo "make soak    hundreds of moves at random instants (SOAK_MOVES), and of random faults"
 	@echo "             (SOAK_FAULTS); SOAK_SEED"
 	@echo "make crash-matrix  every boundary of a move x every fault (CRASH_MATRIX_FILTER), hours"
+	@echo "make programs  the workload suite and programs of others moved five times, both trackers (an hour)"
 	@echo "make fuzz    every parser fuzzed, guided by coverage (FUZZ_SECONDS for each, 60)"
 	@echo "make model-check  every run of the hand-off with three faults (minutes, 1 GiB)"
 	@echo "make mutants  remove every defence in turn, see which test notices (about 10 min)"
@@ -63,6 +64,9 @@ crash-matrix: $(VENV)/.dev
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz.run all $(FUZZ_SECONDS)
+
+programs: $(VENV)/.dev
+	$(BIN)/python -m tests.programs
 
 model-check: $(VENV)/.dev
 	$(BIN)/python -m tests.model
