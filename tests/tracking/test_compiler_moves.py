@@ -18,11 +18,11 @@ from tests.support.journeys import Journey, native_run
 @pytest.mark.parametrize(
     ("name", "arguments", "moves"),
     [
-        ("threads", ["4", "40000"], 3),
         # every way in which a C program can write memory
         ("stores", ["9000", "{seed}", "1000"], 4),
         # exceptions, containers, streams and threads of the C++ library
         ("objects.cc", ["200000"], 3),
+        pytest.param("threads", ["4", "70000"], 10, marks=pytest.mark.soak),
         pytest.param("integers", ["400000000", "64"], 10, marks=pytest.mark.soak),
         pytest.param("floats", ["27000"], 10, marks=pytest.mark.soak),
         pytest.param("stores", ["60000", "{seed}", "1000"], 100, marks=pytest.mark.soak),

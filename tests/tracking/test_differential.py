@@ -29,7 +29,6 @@ int main(void) {
     ("name", "arguments", "seconds"),
     [
         ("stores", ["1000000", "{seed}", "500"], 4.0),
-        ("threads", ["4", "10000000"], 2.0),
         pytest.param("stores", ["100000000", "{seed}"], 50.0, marks=pytest.mark.soak),
         pytest.param("threads", ["8", "100000000"], 50.0, marks=pytest.mark.soak),
     ],
