@@ -7,6 +7,7 @@ from optmigd.enclave_shim.files import TravellingFiles
 from optmigd.enclave_shim.holdings import holdings
 from optmigd.enclave_shim.migration.common import RECORD_BYTES, Enclave
 from optmigd.enclave_shim.platforms import Platform
+from optmigd.protocol.blockers import Blocker
 
 
 def describe(enclave: Enclave) -> Params:
@@ -59,7 +60,9 @@ def _blockers(enclave: Enclave) -> list[Params]:
     if enclave.process.exited.is_set():
         return []
     files = TravellingFiles(enclave.own_dir, enclave.io_files, RECORD_BYTES)
+    tracker, why = trackers.missing(enclave)
     found = [
+        *([Blocker("tracker", tracker, why)] if why else []),
         *preflight.open_files(enclave.arena, enclave.identity.image.symbols).blockers,
         *files.blockers(),
     ]

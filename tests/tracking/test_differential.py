@@ -12,7 +12,7 @@ from optmigd.bench.programs import build
 from optmigd.enclave_shim.image import load
 from optmigd.enclave_shim.toolchain.cc import run
 from tests.conftest import PROGRAMS
-from tests.support.agents import AgentHandle, launch_params
+from tests.support.agents import AgentHandle, agents, launch_params
 
 MEMORY_BYTES = 256 << 20
 WRITER = """
@@ -20,6 +20,11 @@ static volatile char memory[1 << 20];
 int main(void) {
   for (unsigned long i = 1;; i += 4099)
     memory[i % sizeof memory] += 1;
+}
+"""
+ASSEMBLY = """
+void fill(void *to, long bytes) {
+  __asm__ volatile("rep stosb" : "+D"(to), "+c"(bytes) : "a"(0) : "memory");
 }
 """
 
@@ -56,6 +61,20 @@ async def test_an_object_without_marks_is_named_and_its_writes_are_missed(tmp_pa
     assert load(image).mark_blockers == ("w.o: an object without marks",)
     found = await compared(Path(image), [], 1.0, tmp_path)
     assert len(found["missed"]) > 100
+
+
+@pytest.mark.timeout(600)
+async def test_the_status_names_what_cannot_be_tracked(tmp_path: Path) -> None:
+    source, image = tmp_path / "w.c", tmp_path / "w.image"
+    await trio.Path(source).write_text(WRITER + ASSEMBLY)
+    assert run("cc", ["--tracker=compiler", str(source), "-o", str(image)]) == 0
+    async with agents(tmp_path, 1) as (handle,):
+        answer = await handle.request("launch", **launch_params(image, tracker="compiler"))
+        assert answer["tracker"] == "none"
+        (blocker,) = (await handle.request("status"))["blockers"]
+        assert blocker["code"] == "tracker"
+        assert blocker["subject"] == "compiler"
+        assert "w.c: inline assembly that may write memory: rep stosb" in blocker["message"]
 
 
 async def compared(image: Path, args: list[str], seconds: float, folder: Path) -> dict[str, Any]:
