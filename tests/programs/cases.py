@@ -6,6 +6,7 @@ what the same image answers when it runs alone, as an ordinary process and witho
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -90,22 +91,20 @@ def _compiled(source: Source, files: tuple[str, ...], own: str, *flags: str) -> 
 
 
 def _lightgbm(folder: Path, tracker: str) -> Path:
-    """CMake, as its own documentation says. It takes minutes: kept in the cache by its version."""
+    """CMake, as its own documentation says. Objects, which take minutes, are kept in the cache; the
+    program is linked anew, with the runtime as it is now."""
     root = fetch(LIGHTGBM)
     if (root / "lightgbm" / "basic.py").exists():  # PyPI's folder is where the program goes
         (root / "lightgbm").rename(root / "python-lightgbm")
+    (root / "lightgbm").unlink(missing_ok=True)
     build = cache() / f"lightgbm-{LIGHTGBM.version}-build-{tracker}"
-    image = root / "lightgbm"
-    kept = cache() / f"lightgbm-{LIGHTGBM.version}-{tracker}.image"
-    if not kept.exists():
-        cc, cxx = (_driver(name, tracker) for name in ("optmig-cc", "optmig-c++"))
-        environment = os.environ | {"CC": " ".join(cc), "CXX": " ".join(cxx)}
-        command = [str(cmake()), "-B", str(build), "-S", str(root), "-DBUILD_STATIC_LIB=ON"]
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-        command = [str(cmake()), "--build", str(build), "--target", "lightgbm", "-j", "2"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        image.rename(kept)
-    return kept
+    cc, cxx = (_driver(name, tracker) for name in ("optmig-cc", "optmig-c++"))
+    environment = os.environ | {"CC": " ".join(cc), "CXX": " ".join(cxx)}
+    command = [str(cmake()), "-B", str(build), "-S", str(root), "-DBUILD_STATIC_LIB=ON"]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    command = [str(cmake()), "--build", str(build), "--target", "lightgbm", "-j", "2"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return Path(shutil.move(root / "lightgbm", folder / "lightgbm.image"))
 
 
 def _table() -> Mapping[str, bytes]:

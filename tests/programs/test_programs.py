@@ -21,8 +21,8 @@ def test_lua_as_its_authors_wrote_it(pair: tuple[Host, Host], tmp_path: Path) ->
         image = case.build(tmp_path, "kernel")
     except Unreachable as error:
         pytest.skip(f"the source cannot be fetched: {error}")
-    expected = case.alone(image, 1, tmp_path / "alone")
-    done = travel(case, image, expected, pair, tmp_path, scale=1, moves=3, tracker="kernel", seed=4)
+    expected = case.alone(image, 4, tmp_path / "alone")
+    done = travel(case, image, expected, pair, tmp_path, scale=4, moves=3, tracker="kernel", seed=4)
     assert done.equal
     assert done.verified
     assert done.moves >= 1

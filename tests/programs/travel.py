@@ -61,7 +61,7 @@ def travel(
     if launched["tracker"] != tracker:
         raise RuntimeError(f"{case.name}: expected tracker {tracker}, got {launched['tracker']}")
     made = journey.travel(moves, 0.8, verify=True)
-    status = journey.there.client.wait(journey.enclave)["exit_status"]
+    status = journey.here.client.wait(journey.enclave)["exit_status"]
     output = b"".join(journey.here.client.logs(journey.enclave))
     directory = Path(journey.here.client.status(journey.enclave)["dir"] or own)
     answer = case.answer(output, directory) if status == 0 else f"status {status}"
