@@ -11,7 +11,7 @@ AEGIS_256 = "aegis-256"
 AES_256_GCM = "aes-256-gcm"
 CHACHA20_POLY1305 = "chacha20-poly1305"
 
-# The fastest first, where the CPU has AES.
+# Those that are made of AES first.
 _CIPHERS: dict[str, type[Cipher]] = {
     **({AEGIS_256: Aegis256} if AEGIS_256_AVAILABLE else {}),
     AES_256_GCM: Aes256Gcm,
@@ -27,7 +27,8 @@ def supported_ciphers(*, aes_in_hardware: bool) -> list[str]:
     """Return the names of the ciphers that a source proposes, the best first.
 
     Args:
-        aes_in_hardware: whether the CPU has AES and carry-less multiplication.
+        aes_in_hardware: whether the CPU has AES and carry-less multiplication; then which of the
+            first ones is the best is for the shim to measure.
     """
     names = list(_CIPHERS)
     return names if aes_in_hardware else names[::-1]

@@ -215,7 +215,8 @@ class Destination(Part):
         record_bytes = min(proposal.record_bytes, RECORD_BYTES)
         going = not (blockers or proposal.dry_run or self.orders.dry_run)
         if going:
-            await self._make_room(proposal, nursery)
+            parts = await self._make_room(proposal, nursery)
+            self._log.info("room_made", cipher=cipher, record_bytes=record_bytes, **parts)
         answer = Answer(
             cipher=cipher,
             record_bytes=record_bytes,
@@ -250,12 +251,16 @@ class Destination(Part):
         await self._conversation.receive(Manifest)
         raise RemoteProtocolError("a manifest after nothing but a question")
 
-    async def _make_room(self, proposal: Proposal, nursery: trio.Nursery) -> None:
-        """Start the waiting process and populate its memory."""
+    async def _make_room(self, proposal: Proposal, nursery: trio.Nursery) -> dict[str, float]:
+        """Start the waiting process and populate its memory; returns what took how long."""
         runs = resident_runs(proposal)
-        self.enclave = enclave = await self._prepare()
+        parts = Parts()
+        with parts.measure("process_ms"):
+            self.enclave = enclave = await self._prepare()
         nursery.start_soon(self._watch_process, enclave)
-        await populate(enclave, runs)
+        with parts.measure("populate_ms"):
+            await populate(enclave, runs)
+        return parts.parts_ms
 
     async def _watch_process(self, enclave: Enclave) -> None:
         await enclave.process.exited.wait()

@@ -6,6 +6,7 @@ import numpy as np
 
 from optmigd.enclave_shim import abi, cpu, preflight
 from optmigd.enclave_shim.arena import Runs, coarse_runs
+from optmigd.enclave_shim.cipher_speed import fastest_first
 from optmigd.enclave_shim.migration.common import (
     RECORD_BYTES,
     Enclave,
@@ -31,7 +32,7 @@ def make_proposal(
     runs = coarse_runs(enclave.arena.resident_runs(), MAX_RESIDENT_RUNS)
     return Proposal(
         versions=SESSION_VERSIONS.as_pair(),
-        ciphers=supported_ciphers(aes_in_hardware={"aes", "pclmulqdq", "avx"} <= set(features)),
+        ciphers=_ciphers(features),
         arena_bytes=enclave.arena.size_bytes,
         resident_bytes=enclave.arena.resident_bytes(),
         cpu_features=list(features),
@@ -48,6 +49,17 @@ def make_proposal(
         resident_runs=runs.tobytes(),
         boot_id=boot_id(),
     )
+
+
+def _ciphers(features: tuple[str, ...]) -> list[str]:
+    """The ciphers to propose, the best first.
+
+    Without AES in hardware ChaCha20 leads whatever the clock says: what stands in for the hardware
+    may keep no constant time.
+    """
+    in_hardware = {"aes", "pclmulqdq", "avx"} <= set(features)
+    names = supported_ciphers(aes_in_hardware=in_hardware)
+    return fastest_first(tuple(names)) if in_hardware else names
 
 
 def check_proposal(

@@ -7,6 +7,7 @@ and nothing at the destination; then an honest daemon moves it, with both memori
 next attack begins from there. At the end the program's answer must be the one of a native run.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -20,13 +21,12 @@ import trio
 
 from optmigd.bench.programs import Program
 from optmigd.enclave_shim.abi import QUIESCE_SIGNAL
-from optmigd.protocol.ciphers import supported_ciphers, tag_bytes
+from optmigd.protocol.ciphers import tag_bytes
 from optmigd.protocol.errors import OptmigError
 from optmigd.protocol.record_format import HEADER, HEADER_BYTES
 from tests.support.agents import AgentHandle, Message, Move, launch_params
 
 MEMORY_BYTES = 128 << 20
-TAG_BYTES = tag_bytes(supported_ciphers(aes_in_hardware=True)[0])
 GRACE_S = 1.0
 
 TamperSession = Callable[[int, bytes], list[bytes]]
@@ -106,7 +106,7 @@ class HostileMove(Move):
         self._far.append(far)
         try:
             while True:
-                record = await _record(near)
+                record = await _record(near, self._tag_bytes)
                 log.append(record)
                 pieces = self.at_records(index, len(log) - 1, record)
                 if pieces is None:
@@ -118,6 +118,12 @@ class HostileMove(Move):
         finally:
             near.socket.close()
             far.socket.close()
+
+    def _tag_bytes(self) -> int:
+        """Of the cipher that the shims agreed on: it is in nothing that a daemon can read."""
+        lines = (self.destination.directory / "agent.log").read_text().splitlines()
+        chosen = [entry for line in lines if (entry := json.loads(line))["event"] == "room_made"]
+        return tag_bytes(chosen[-1]["cipher"])
 
     async def spoil_streams(self) -> None:
         """Say something on every data stream that nobody sealed, and cut them all."""
@@ -167,10 +173,11 @@ async def _exactly(stream: trio.SocketStream, size_bytes: int) -> bytes:
     return content
 
 
-async def _record(stream: trio.SocketStream) -> bytes:
+async def _record(stream: trio.SocketStream, tag_bytes_now: Callable[[], int]) -> bytes:
     header = await _exactly(stream, HEADER_BYTES)
+    tag = tag_bytes_now()
     meta_bytes, body_bytes = HEADER.unpack(header)[7:9]
-    rest = meta_bytes + TAG_BYTES + (body_bytes + TAG_BYTES if body_bytes else 0)
+    rest = meta_bytes + tag + (body_bytes + tag if body_bytes else 0)
     return header + await _exactly(stream, rest)
 
 
