@@ -6,7 +6,6 @@ behind it opens.
 """
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Literal
 
@@ -29,6 +28,7 @@ MAX_SEQUENCE = 2**63 - 1  # the nonce is twice as large and has 64 bits
 
 RUN = np.dtype([("first", "<u8"), ("count", "<u4")])
 RUN_BYTES = RUN.itemsize
+_ONE_RUN = struct.Struct("<QI")
 MAX_RUNS = MAX_META_BYTES // RUN_BYTES
 RunArray = npt.NDArray[np.void]
 
@@ -45,8 +45,7 @@ class Kind(IntEnum):
 _KINDS = {int(kind): kind for kind in Kind}
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Struct, frozen=True):
     """A header whose fields are within bounds. Lengths are those before sealing.
 
     `tag_bytes` is not in the header but a property of the negotiated cipher.
@@ -128,7 +127,14 @@ def unpack_header(
 
 def count_pages(runs: RunArray) -> int:
     """Return how many pages the runs name."""
+    if len(runs) == 1:  # most records of a first round: spared numpy's start of a sum
+        return int(runs["count"][0])
     return int(runs["count"].sum(dtype=np.uint64))
+
+
+def pack_run(first: int, count: int) -> bytes:
+    """Return the wire form of one run."""
+    return _ONE_RUN.pack(first, count)
 
 
 def parse_runs(content: bytes, *, arena_pages: int) -> RunArray:
@@ -140,6 +146,13 @@ def parse_runs(content: bytes, *, arena_pages: int) -> RunArray:
     if not content or len(content) % RUN_BYTES:
         raise RemoteProtocolError("page runs that are cut off")
     runs = np.frombuffer(content, dtype=RUN)
+    if len(runs) == 1:  # most records of a first round: the same checks without arrays
+        only, count = _ONE_RUN.unpack(content)
+        if count == 0:
+            raise RemoteProtocolError("page runs that are empty, overlap or are out of order")
+        if only + count > arena_pages:
+            raise RemoteProtocolError("a page run that ends outside the arena")
+        return runs
     first = runs["first"]
     end = first + runs["count"]
     # A sum that wraps around is not larger than `first`, just as that of an empty run.

@@ -5,6 +5,7 @@ program stands still.
 """
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from optmigd.protocol.session import SessionKeys
 _CHAIN_LABEL = b"optmigd stream chain v1"
 _OVERALL_LABEL = b"optmigd overall chain v1"
 _STATE_LABEL = b"optmigd state digest v1"
+_NONCE = struct.Struct("<IQ")
 
 
 @dataclass
@@ -82,16 +84,26 @@ class RecordStream:
         self.round_counts = Counts()
 
     def _record_done(
-        self, header: bytes, kind: Kind, meta_tag: bytes, body_tag: bytes, added: Counts
+        self,
+        header: bytes,
+        kind: Kind,
+        meta_tag: bytes,
+        body_tag: bytes,
+        pages: int,
+        zero_pages: int,
+        wire_bytes: int,
     ) -> None:
         self._chain.update(header + meta_tag + body_tag)
         self._sequence += 1
         if kind is Kind.END_OF_ROUND:
             self.round_ended = True
             self._forget_round_key()
-        else:
-            self.round_counts.add(added)
-            self.total_counts.add(added)
+            return
+        for counts in (self.round_counts, self.total_counts):
+            counts.records += 1
+            counts.pages += pages
+            counts.zero_pages += zero_pages
+            counts.bytes += wire_bytes
 
     def _forget_round_key(self) -> None:
         """A round's key lives no longer than the round."""
@@ -105,7 +117,7 @@ class RecordStream:
 
 
 def nonce(counter: int) -> bytes:
-    return bytes(4) + counter.to_bytes(8, "little")
+    return _NONCE.pack(0, counter)
 
 
 def overall_chain(chains: Sequence[bytes]) -> bytes:

@@ -49,6 +49,7 @@ from optmigd.protocol.record_format import (
     count_pages,
     max_wire_bytes,
     pack_header,
+    pack_run,
     parse_runs,
     unpack_header,
     wire_bytes,
@@ -143,6 +144,16 @@ class StreamSealer(RecordStream):
             raise LocalProtocolError(f"{len(plaintext)} bytes of content for {pages} pages")
         return self._seal(Kind.PAGES, _run_bytes(runs), plaintext, out, pages=pages)
 
+    def seal_run(self, first: int, plaintext: Buffer, out: memoryview) -> int:
+        """Seal consecutive pages with content from page `first` on; otherwise as `seal_pages`.
+
+        Nearly all of a first round is sent by this, so it does without arrays.
+        """
+        pages, part = divmod(len(plaintext), self.page_bytes)
+        if pages == 0 or part:
+            raise LocalProtocolError(f"{len(plaintext)} bytes of content are not whole pages")
+        return self._seal(Kind.PAGES, pack_run(first, pages), plaintext, out, pages=pages)
+
     def seal_zero(self, runs: RunArray, out: memoryview) -> int:
         """Seal runs of pages that hold only zeros; otherwise as `seal_pages`."""
         pages = count_pages(runs)
@@ -197,7 +208,7 @@ class StreamSealer(RecordStream):
                 nonce(2 * self._sequence + 1), body, ad + meta_tag, out[meta_end:total]
             )
             body_tag = bytes(out[total - self.tag_bytes : total])
-        self._record_done(header, kind, meta_tag, body_tag, Counts(1, pages, zero_pages, total))
+        self._record_done(header, kind, meta_tag, body_tag, pages, zero_pages, total)
         return total
 
 
@@ -237,7 +248,7 @@ class StreamOpener(RecordStream):
         self._record_bytes = record_bytes
         self._meta_scratch = memoryview(bytearray(MAX_META_BYTES))
         self._expected: Header | None = None
-        self._opened: tuple[Header, bytes, Counts] | None = None
+        self._opened: tuple[Header, bytes, int] | None = None
         self._broken: OptmigError | None = None
 
     def parse_header(self, data: Buffer) -> Header:
@@ -297,16 +308,16 @@ class StreamOpener(RecordStream):
             scratch = self._meta_scratch[: header.meta_bytes]
             ad = self._migration_id + header.raw
             self._cipher.open_into(nonce(2 * header.sequence), sealed_meta, ad, scratch)
-            meta, added = self._read_meta(header, bytes(scratch))
+            meta, pages = self._read_meta(header, bytes(scratch))
         except OptmigError as error:
             self._broken = error
             raise
         self._expected = None
         meta_tag = bytes(sealed_meta[-self.tag_bytes :])
         if header.body_bytes:
-            self._opened = header, meta_tag, added
+            self._opened = header, meta_tag, pages
         else:
-            self._record_done(header.raw, header.kind, meta_tag, b"", added)
+            self._done(header, meta_tag, b"", pages)
         return meta
 
     def open_body(self, header: Header, sealed_body: Buffer, out: memoryview) -> None:
@@ -324,7 +335,7 @@ class StreamOpener(RecordStream):
             raise LocalProtocolError("the meta part of this record was not opened before")
         if len(out) != header.body_bytes:
             raise LocalProtocolError(f"{len(out)} bytes of room for {header.body_bytes}")
-        _, meta_tag, added = self._opened
+        _, meta_tag, pages = self._opened
         try:
             if len(sealed_body) != header.sealed_body_bytes:
                 raise DecryptFailed("a record was cut off")
@@ -334,33 +345,33 @@ class StreamOpener(RecordStream):
             self._broken = error
             raise
         self._opened = None
-        body_tag = bytes(sealed_body[-self.tag_bytes :])
-        self._record_done(header.raw, header.kind, meta_tag, body_tag, added)
+        self._done(header, meta_tag, bytes(sealed_body[-self.tag_bytes :]), pages)
+
+    def _done(self, header: Header, meta_tag: bytes, body_tag: bytes, pages: int) -> None:
+        zero = header.kind is Kind.ZERO
+        total = wire_bytes(header.meta_bytes, header.body_bytes, header.tag_bytes)
+        counts = (0, pages, total) if zero else (pages, 0, total)
+        self._record_done(header.raw, header.kind, meta_tag, body_tag, *counts)
 
     def _read_meta(
         self, header: Header, content: bytes
-    ) -> tuple[RunArray | EndOfRound | FileMeta, Counts]:
-        sizes = header.meta_bytes, header.body_bytes, header.tag_bytes
-        added = Counts(1, 0, 0, wire_bytes(*sizes))
+    ) -> tuple[RunArray | EndOfRound | FileMeta, int]:
+        """The meta part, and how many pages it names."""
         if header.kind is Kind.FILE:
             meta = decode(content, FileMeta)
-            return check_file(meta, body_bytes=header.body_bytes), added
+            return check_file(meta, body_bytes=header.body_bytes), 0
         if header.kind is Kind.END_OF_ROUND:
             end = decode(content, EndOfRound)
             if end != self._end_of_round():
                 raise RemoteProtocolError(
                     "the end of a round does not fit what has arrived", round_no=header.round_no
                 )
-            return end, added
+            return end, 0
         runs = parse_runs(content, arena_pages=self._arena_pages)
         pages = count_pages(runs)
-        if header.kind is Kind.ZERO:
-            added.zero_pages = pages
-        elif pages * self.page_bytes != header.body_bytes:
+        if header.kind is Kind.PAGES and pages * self.page_bytes != header.body_bytes:
             raise RemoteProtocolError("a record whose page runs do not fit its content")
-        else:
-            added.pages = pages
-        return runs, added
+        return runs, pages
 
     def _refuse_if_broken(self) -> None:
         if self._broken is not None:

@@ -42,6 +42,8 @@ from optmigd.protocol.records import (
 )
 
 WINDOW_PAGES = 1 << 14
+LONG_RUN_PAGES = 32
+"""Runs of so many pages have records of their own: below, gathering costs less than a record."""
 
 
 def share_of_stream(runs: Runs, stream: int, streams: int, group_pages: int) -> Runs:
@@ -152,20 +154,28 @@ class Sender:
         zero = zero_pages(self._arena.pages, pages)
         if zero.any():
             self._send_zero(runs_of_pages(pages[zero]))
-            pages = pages[~zero]
-        for at in range(0, len(pages), self._record_pages):
-            self._send_pages(pages[at : at + self._record_pages])
+            window = runs_of_pages(pages[~zero])
+        long = window["count"] >= LONG_RUN_PAGES
+        for first, count in window[long].tolist():
+            self._send_run(first, count)
+        for part in windows(window[~long], self._record_pages):
+            self._send_gathered(part)
 
-    def _send_pages(self, pages: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> None:
-        runs = runs_of_pages(pages)
-        if len(runs) == 1:
-            first = int(pages[0]) * abi.PAGE_BYTES
-            content = self._arena.view[first : first + len(pages) * abi.PAGE_BYTES]
-        else:
-            gathered = self._gathered[: len(pages)]
-            # With mode "clip" numpy writes straight into the buffer.
-            np.take(self._arena.pages, pages, axis=0, out=gathered, mode="clip")
-            content = gathered.reshape(-1).data
+    def _send_run(self, first: int, count: int) -> None:
+        """Seal consecutive pages straight out of the arena, record by record."""
+        at, end = first * abi.PAGE_BYTES, (first + count) * abi.PAGE_BYTES
+        record_bytes = self._record_pages * abi.PAGE_BYTES
+        while at < end:
+            content = self._arena.view[at : min(at + record_bytes, end)]
+            self._send(self._sealer.seal_run(at // abi.PAGE_BYTES, content, self._out))
+            at += record_bytes
+
+    def _send_gathered(self, runs: Runs) -> None:
+        pages = pages_of_runs(runs)
+        gathered = self._gathered[: len(pages)]
+        # With mode "clip" numpy writes straight into the buffer.
+        np.take(self._arena.pages, pages, axis=0, out=gathered, mode="clip")
+        content = gathered.reshape(-1).data
         self._send(self._sealer.seal_pages(runs, content, self._out))
 
     def _send_zero(self, runs: Runs) -> None:
@@ -217,6 +227,7 @@ class Receiver:
         self._meta = memoryview(bytearray(MAX_META_BYTES + opener.tag_bytes))
         self._sealed = memoryview(bytearray(record_bytes + opener.tag_bytes))
         self._opened = memoryview(bytearray(record_bytes))
+        self._written_end = 0
 
     @property
     def received_bytes(self) -> int:
@@ -246,7 +257,7 @@ class Receiver:
                 totals = replace(opener.total_counts)
                 self._on_round(RoundMark(opener.stream, opener.round_no, totals, opener.chain))
             elif header.kind is Kind.ZERO:
-                self._arena.write_zeros(meta)
+                self._place_zeros(meta)
             else:
                 self._place(header, meta)
 
@@ -260,18 +271,26 @@ class Receiver:
         return out
 
     def _place(self, header: Header, runs: Runs) -> None:
+        last_first, last_count = runs[-1].item()
+        self._written_end = max(self._written_end, last_first + last_count)
         if len(runs) == 1:
-            first = int(runs["first"][0]) * abi.PAGE_BYTES
+            first = last_first * abi.PAGE_BYTES
             self._open_body(header, self._arena.view[first : first + header.body_bytes])
             return
         content = np.frombuffer(self._open_body(header), dtype=np.uint8)
         self._arena.pages[pages_of_runs(runs)] = content.reshape(-1, abi.PAGE_BYTES)
 
+    def _place_zeros(self, runs: Runs) -> None:
+        """Clear the named pages, but for those that this stream never wrote: they are fresh."""
+        written = np.searchsorted(runs["first"], self._written_end)
+        self._arena.write_zeros(runs[:written])
+
     def _receive(self, buffer: memoryview, *, may_end: bool = False) -> bool:
         """Fill the buffer; False if the peer closed the stream before its first byte."""
         at = 0
         while at < len(buffer):
-            received = self._sock.recv_into(buffer[at:], 0, socket.MSG_WAITALL)
+            rest = buffer[at:] if at else buffer
+            received = self._sock.recv_into(rest, 0, socket.MSG_WAITALL)
             if received == 0:
                 if may_end and at == 0:
                     return False

@@ -148,13 +148,14 @@ def test_rounds_make_both_arenas_equal(tmp_path: Path, streams: int) -> None:
         pages[100:1500] = random.integers(0, 256, (1400, 4096), dtype=np.uint8)
         pages[1000:1200] = 0
         pages[1100, 9] = 1
+        pages[3500:3540] = 3
         link.round(0, link.source.resident_runs())
         assert (link.destination.pages == pages).all()
         dirty = np.unique(random.integers(100, 3000, 500))
         pages[dirty] = random.integers(0, 256, (len(dirty), 4096), dtype=np.uint8)
         pages[dirty[::5]] = 0
+        pages[3500:3540] = 0
         holes = as_runs(np.array([3500]), np.array([40]))
-        link.destination.pages[3500:3540] = 3
         link.round(1, as_runs(dirty, np.ones(len(dirty))), holes)
         link.finish()
         assert (link.destination.pages == pages).all()
@@ -163,7 +164,7 @@ def test_rounds_make_both_arenas_equal(tmp_path: Path, streams: int) -> None:
         assert overall_chain([mark.chain for mark in last]) == overall_chain(
             [sender.chain for sender in link.senders]
         )
-        assert sum(mark.totals.all_pages for mark in last) == 1400 + len(dirty) + 40
+        assert sum(mark.totals.all_pages for mark in last) == 1440 + len(dirty) + 40
 
 
 def test_zero_pages_travel_without_a_body(tmp_path: Path) -> None:
@@ -172,6 +173,17 @@ def test_zero_pages_travel_without_a_body(tmp_path: Path) -> None:
         link.round(0, link.source.resident_runs())
         assert link.senders[0].totals.zero_pages == 1000
         assert link.senders[0].sent_bytes < 1000
+
+
+def test_zeros_for_fresh_memory_write_nothing(tmp_path: Path) -> None:
+    with linked(tmp_path, 1) as link:
+        link.source.pages[100:1100] = 0
+        link.source.pages[500] = 7
+        link.round(0, link.source.resident_runs())
+        assert link.destination.resident_runs().tolist() == [(500, 1)]
+        link.source.pages[500] = 0
+        link.round(1, as_runs(np.array([490]), np.array([20])))
+        assert not link.destination.pages.any()
 
 
 def test_files_travel_behind_the_pages(tmp_path: Path) -> None:
