@@ -1,8 +1,8 @@
-"""The enclave's memory: one memfd that agent and application both map.
+"""The enclave's memory: one file in memory that agent and application both map.
 
 The arena is everything that travels. The application maps it at `ARENA_BASE`, the agent wherever
 the kernel likes; pages are named by their number within the arena on both sides. A page that was
-never touched is a hole in the memfd. Reading a hole through a mapping would allocate it, so
+never touched is a hole in the file. Reading a hole through a mapping would allocate it, so
 whoever reads many pages asks `split_resident` first.
 
 The control block (`Control`) is the second shared memory: it belongs to one process on one host
@@ -14,6 +14,7 @@ import hashlib
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ Runs = NDArray[Any]  # of dtype RUN
 HASH_CHUNK_PAGES = 4096
 MIN_CHECKED_RUN_PAGES = 16
 NOWHERE = 1 << 62  # a page number behind every arena
+ZERO_CHUNK_PAGES = 256
+HUGE_PAGES = 512
 
 
 def as_runs(firsts: NDArray[Any], counts: NDArray[Any]) -> Runs:
@@ -91,11 +94,33 @@ def coarse_runs(runs: Runs, limit: int) -> Runs:
     return as_runs(starts, ends - starts)
 
 
+def split_huge(runs: Runs) -> tuple[Runs, Runs]:
+    """Part sorted runs into whole, aligned stretches of `HUGE_PAGES`, and the rest."""
+    first = runs["first"].astype(np.int64)
+    end = first + runs["count"]
+    from_page = -(-first // HUGE_PAGES) * HUGE_PAGES
+    to_page = end // HUGE_PAGES * HUGE_PAGES
+    whole = to_page > from_page
+    huge = as_runs(from_page[whole], (to_page - from_page)[whole])
+    heads = as_runs(first[whole], (from_page - first)[whole])
+    tails = as_runs(to_page[whole], (end - to_page)[whole])
+    rest = np.concatenate((runs[~whole], heads, tails))
+    return huge, merge_runs(rest[rest["count"] > 0])
+
+
+def _memory_file() -> int:
+    """A new memory file: one that can take huge pages if this process may make it, or a memfd."""
+    try:
+        return linux.huge_memory_file("optmig-arena")
+    except OSError:
+        return os.memfd_create("optmig-arena", os.MFD_CLOEXEC)
+
+
 class Arena:
-    """One memfd and this process's mapping of it.
+    """One memory file and this process's mapping of it.
 
     Attributes:
-        fd: the memfd.
+        fd: the memory file.
         size_bytes: its size, whole pages.
         pages: the memory as a numpy array of shape (page count, 4096), of bytes.
         view: the same as a flat memoryview.
@@ -108,7 +133,7 @@ class Arena:
 
         Args:
             size_bytes: whole pages, more than the runtime's state takes.
-            fd: an arena's memfd of that size, from now on this object's; -1 for a new one.
+            fd: an arena's file of that size, from now on this object's; -1 for a new one.
 
         Raises:
             ValueError: an impossible size.
@@ -122,7 +147,7 @@ class Arena:
             )
         self.size_bytes = size_bytes
         self.page_count = size_bytes // abi.PAGE_BYTES
-        self.fd = os.memfd_create("optmig-arena", os.MFD_CLOEXEC) if fd < 0 else fd
+        self.fd = _memory_file() if fd < 0 else fd
         try:
             if fd < 0:
                 os.ftruncate(self.fd, size_bytes)
@@ -239,11 +264,35 @@ class Arena:
             linux.punch_hole(self.fd, first * abi.PAGE_BYTES, count * abi.PAGE_BYTES)
         self.pages[pages_of_runs(runs[~long])] = 0
 
-    def populate(self, runs: Runs, *, write: bool) -> None:
-        """Map the named pages into this process, allocating holes if `write`; blocks."""
-        advice = linux.MADV_POPULATE_WRITE if write else linux.MADV_POPULATE_READ
+    def populate(self, runs: Runs) -> None:
+        """Allocate the named pages and map them into this process; blocks.
+
+        Whole stretches of `HUGE_PAGES` get huge pages, between `advise_huge` calls, if the kernel
+        has them: zeroing and mapping then costs a third.
+
+        Raises:
+            OSError: there is not enough memory.
+
+        """
         for first, count in runs.tolist():
-            linux.madvise(self.address + first * abi.PAGE_BYTES, count * abi.PAGE_BYTES, advice)
+            linux.madvise(
+                self.address + first * abi.PAGE_BYTES,
+                count * abi.PAGE_BYTES,
+                linux.MADV_POPULATE_WRITE,
+            )
+
+    def advise_huge(self, wanted: bool) -> None:
+        """Say whether memory that this process touches first may come in huge pages.
+
+        Not but while populating what is resident at the source: a page touched by itself would take
+        the memory of 512.
+        """
+        with suppress(OSError):  # a kernel without huge pages
+            linux.madvise(
+                self.address,
+                self.size_bytes,
+                linux.MADV_HUGEPAGE if wanted else linux.MADV_NOHUGEPAGE,
+            )
 
     def content_hash(self, workers: int = 2) -> bytes:
         """SHA-256 over all content that is not zero, with the page numbers; blocks.
@@ -274,7 +323,7 @@ class Arena:
         return digest.digest()
 
     def close(self) -> None:
-        """Give the memory back (holes again, in every process that maps it) and close the memfd."""
+        """Give the memory back (holes again, in every process that maps it) and close the file."""
         if self.closed:
             return
         linux.punch_hole(self.fd, 0, self.size_bytes)
@@ -283,16 +332,22 @@ class Arena:
 
 
 def zero_pages(pages: NDArray[np.uint8], numbers: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which of the numbered pages hold nothing but zeros.
+    """Which of the numbered pages, sorted and distinct, hold nothing but zeros.
 
-    One word of every page decides for nearly all that are not zero; only the rest is read.
+    Three words of every page decide for nearly all that are not zero; only the rest is read.
     """
     words = pages.view(np.uint64)
     zero: NDArray[np.bool_] = words[numbers, 0] == 0
+    for sample in (-1, words.shape[1] // 2):
+        candidates = np.flatnonzero(zero)
+        zero[candidates] = words[numbers[candidates], sample] == 0
     candidates = np.flatnonzero(zero)
-    for at in range(0, len(candidates), 64):
-        part = candidates[at : at + 64]
-        zero[part] = ~words[numbers[part]].any(axis=1)
+    at = 0
+    for first, count in runs_of_pages(numbers[candidates]).tolist():
+        for start in range(first, first + count, ZERO_CHUNK_PAGES):
+            content = words[start : min(start + ZERO_CHUNK_PAGES, first + count)]
+            zero[candidates[at : at + len(content)]] = ~content.any(axis=1)
+            at += len(content)
     return zero
 
 

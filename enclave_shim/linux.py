@@ -13,14 +13,24 @@ _libc.syscall.restype = ctypes.c_long
 _libc.getauxval.restype = ctypes.c_ulong
 
 SYS_FUTEX = 202  # x86-64
+SYS_FSOPEN = 430
+SYS_FSCONFIG = 431
+SYS_FSMOUNT = 432
 FUTEX_WAKE = 1
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+MADV_HUGEPAGE = 14
+MADV_NOHUGEPAGE = 15
 MADV_POPULATE_READ = 22
 MADV_POPULATE_WRITE = 23
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 AT_MINSIGSTKSZ = 51
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
+MOUNT_ATTR_NOSUID = 2
+MOUNT_ATTR_NODEV = 4
 
 
 def _check(result: int, what: str) -> int:
@@ -71,6 +81,46 @@ def punch_hole(fd: int, offset: int, length_bytes: int) -> None:
             ctypes.c_long(length_bytes),
         ),
         "fallocate",
+    )
+
+
+def huge_memory_file(name: str) -> int:
+    """Make a memory file that takes huge pages where whoever maps it advises so.
+
+    A memfd does that only where the administrator has allowed it for the whole host. This file has
+    no name, on a tmpfs that is mounted nowhere: like a memfd it lives as long as its descriptors.
+
+    Args:
+        name: how the file system's source is called in `/proc/PID/mountinfo`.
+
+    Returns:
+        A descriptor.
+
+    Raises:
+        OSError: the kernel lacks the interface (Linux 5.2), or the right to mount is missing.
+
+    """
+    context = _check(_libc.syscall(ctypes.c_long(SYS_FSOPEN), b"tmpfs", CLOEXEC), "fsopen")
+    try:
+        options = {"source": name, "huge": "advise", "size": "0", "nr_inodes": "0", "mode": "700"}
+        for option, value in options.items():
+            _fsconfig(context, FSCONFIG_SET_STRING, option.encode(), value.encode())
+        _fsconfig(context, FSCONFIG_CMD_CREATE, None, None)
+        flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+        mount = _check(
+            _libc.syscall(ctypes.c_long(SYS_FSMOUNT), context, CLOEXEC, flags), "fsmount"
+        )
+    finally:
+        os.close(context)
+    try:
+        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=mount)
+    finally:
+        os.close(mount)
+
+
+def _fsconfig(context: int, command: int, option: bytes | None, value: bytes | None) -> None:
+    _check(
+        _libc.syscall(ctypes.c_long(SYS_FSCONFIG), context, command, option, value, 0), "fsconfig"
     )
 
 

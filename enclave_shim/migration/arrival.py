@@ -6,7 +6,7 @@ import trio
 
 from optmigd.enclave_shim import abi
 from optmigd.enclave_shim.abi import Command
-from optmigd.enclave_shim.arena import Arena, Runs
+from optmigd.enclave_shim.arena import Runs, split_huge
 from optmigd.enclave_shim.files import FileReceiver
 from optmigd.enclave_shim.migration.common import Enclave, ReceiveOrders
 from optmigd.enclave_shim.migration.conversation import Conversation
@@ -17,39 +17,47 @@ from optmigd.protocol.records import Counts, StreamOpener, overall_chain
 from optmigd.protocol.session import Answer, Manifest, RoundDone, SessionKeys
 
 POPULATE_PAGES = 1 << 14
+POPULATE_THREADS = 2
 REFUSAL_GRACE_S = 0.3
 
 
 async def populate(enclave: Enclave, runs: Runs) -> None:
-    """Allocate memory and map it in the waiting process and here, before the first page arrives.
+    """Allocate memory and map it here and in the waiting process, before the first page arrives.
 
-    Both mappings need their entries; whoever comes first to a page allocates it. The two start at
-    opposite ends, so that two processors share the cost of zeroing.
+    Threads here allocate, because only this process asks for huge pages; the waiting process maps
+    what they have allocated, chunk by chunk behind them.
 
     Raises:
         RuntimeFailed, OSError: there is not enough memory.
 
     """
-    chunks = [
-        window[index : index + 1]
-        for window in windows(runs, POPULATE_PAGES)
-        for index in range(len(window))
-    ]
-
-    async def in_process() -> None:
-        for chunk in chunks:
-            first, count = int(chunk["first"][0]), int(chunk["count"][0])
-            offset, length = first * abi.PAGE_BYTES, count * abi.PAGE_BYTES
-            await enclave.process.command(Command.POPULATE, offset, length)
-
-    async with trio.open_nursery() as both:
-        both.start_soon(in_process)
-        for chunk in reversed(chunks):
-            await trio.to_thread.run_sync(_populate_here, enclave.arena, chunk)
+    huge, small = split_huge(runs)
+    await _populate_all(enclave, small)
+    enclave.arena.advise_huge(True)
+    try:
+        await _populate_all(enclave, huge)
+    finally:
+        enclave.arena.advise_huge(False)
 
 
-def _populate_here(arena: Arena, runs: Runs) -> None:
-    arena.populate(runs, write=True)
+async def _populate_all(enclave: Enclave, runs: Runs) -> None:
+    chunks = iter(list(windows(runs, POPULATE_PAGES)))
+    allocated, to_map = trio.open_memory_channel[Runs](POPULATE_THREADS)
+
+    async def allocate(done: trio.MemorySendChannel[Runs]) -> None:
+        async with done:
+            for chunk in chunks:  # shared by all of these
+                await trio.to_thread.run_sync(enclave.arena.populate, chunk)
+                await done.send(chunk)
+
+    async with trio.open_nursery() as nursery, allocated:
+        for _ in range(POPULATE_THREADS):
+            nursery.start_soon(allocate, allocated.clone())
+        await allocated.aclose()
+        async for chunk in to_map:
+            for first, count in chunk.tolist():
+                offset, length = first * abi.PAGE_BYTES, count * abi.PAGE_BYTES
+                await enclave.process.command(Command.POPULATE, offset, length)
 
 
 class Arrival:

@@ -16,6 +16,7 @@
 
 #define PROT_RW 3
 #define MAP_SHARED_FIXED 0x11
+#define MADV_NOHUGEPAGE 15
 #define PR_SET_DUMPABLE 4
 #define PR_SET_SYSCALL_USER_DISPATCH 59
 #define ARCH_SET_FS 0x1002
@@ -194,6 +195,14 @@ static void *map_fixed(u64 at, u64 bytes, int fd, u64 offset) {
   return (void *)r;
 }
 
+/* Maps pages of the arena, one entry a page also where they lie in a huge one: a protection of two
+ * megabytes would be lifted by one write, and all of them count as written. A kernel without huge
+ * pages refuses the advice and needs none. */
+static void map_arena(u64 at, u64 bytes, u64 offset) {
+  map_fixed(at, bytes, CTL->fd_arena, offset);
+  raw3(__NR_madvise, (i64)at, (i64)bytes, MADV_NOHUGEPAGE);
+}
+
 static void map_ctl(int fd) {
   map_fixed(CTL_BASE, CTL_HEADER_BYTES, fd, 0);
   if (CTL->magic != OPTMIG_CTL_MAGIC || CTL->abi_version != OPTMIG_ABI_VERSION)
@@ -231,7 +240,7 @@ static void map_data(struct boot *b, int copy) {
     return;
   if (copy)
     rt_copy((void *)b->data_copy, (void *)b->data_start, bytes);
-  map_fixed(b->data_start, bytes, CTL->fd_arena, b->data_copy - ARENA_BASE);
+  map_arena(b->data_start, bytes, b->data_copy - ARENA_BASE);
 }
 
 /* ---- the program's first stack: argc, argv, env, auxv, as the ABI wants them ---- */
@@ -404,7 +413,7 @@ __attribute__((used)) void optmig_boot(u64 *sp) {
   b.phdrs = (struct elf_phdr *)auxv_get(b.auxv, AT_PHDR);
   b.phnum = auxv_get(b.auxv, AT_PHNUM);
   move_reserved_fds();
-  map_fixed(ARENA_BASE, CTL->arena_bytes, CTL->fd_arena, 0);
+  map_arena(ARENA_BASE, CTL->arena_bytes, 0);
   lay_out(&b);
   rt_marks_boot(b.data_end);
   send_tracker_fds();

@@ -1,5 +1,6 @@
 """Page runs and the arena: what is listed, found, cleared and compared is what is there."""
 
+import errno
 import os
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from optmigd.enclave_shim.arena import (
     merge_runs,
     pages_of_runs,
     runs_of_pages,
+    split_huge,
     zero_pages,
 )
 
@@ -65,6 +67,61 @@ def test_coarse_runs_cover_and_keep_the_limit(wanted: set[int], limit: int) -> N
     if wanted:
         assert min(pages(coarse)) == min(wanted)
         assert max(pages(coarse)) == max(wanted)
+
+
+@given(st.sets(st.integers(0, 40), max_size=12), st.integers(0, 600))
+def test_huge_stretches_and_the_rest_are_the_whole(blocks: set[int], offset: int) -> None:
+    wanted = {offset + block * 100 + page for block in blocks for page in range(100)}
+    huge, rest = split_huge(runs(wanted))
+    assert pages(huge) | pages(rest) == wanted
+    assert not pages(huge) & pages(rest)
+    assert all(first % 512 == count % 512 == 0 for first, count in huge.tolist())
+    whole = [at for at in range(0, 5120, 512) if set(range(at, at + 512)) <= wanted]
+    assert pages(huge) == {page for at in whole for page in range(at, at + 512)}
+
+
+def populated(arena: Arena, wanted: Runs) -> None:
+    huge, rest = split_huge(wanted)
+    arena.populate(rest)
+    arena.advise_huge(True)
+    arena.populate(huge)
+    arena.advise_huge(False)
+
+
+def test_populating_takes_the_named_pages_and_no_more(arena: Arena) -> None:
+    wanted = as_runs(np.array([5, 1000, 3000]), np.array([1, 1500, 40]))
+    populated(arena, wanted)
+    assert arena.resident_runs().tolist() == wanted.tolist()
+    assert not arena.pages[:2600].any()
+
+
+def test_a_page_touched_after_populating_takes_the_memory_of_one(arena: Arena) -> None:
+    populated(arena, as_runs(np.array([512]), np.array([512])))
+    arena.pages[2048] = 1
+    assert arena.resident_bytes() == 513 * 4096
+
+
+def test_huge_pages_given_back_in_part_read_as_zeros(arena: Arena) -> None:
+    populated(arena, as_runs(np.array([0]), np.array([2048])))
+    arena.pages[:2048] = 7
+    arena.write_zeros(as_runs(np.array([600]), np.array([100])))
+    assert not arena.pages[600:700].any()
+    assert (arena.pages[512:600] == 7).all()
+    assert (arena.pages[700:2048] == 7).all()
+
+
+def test_without_the_right_to_mount_an_arena_is_a_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(name: str) -> int:
+        raise PermissionError(errno.EPERM, "fsopen")
+
+    monkeypatch.setattr(linux, "huge_memory_file", refused)
+    made = Arena(PAGES * 4096)
+    try:
+        assert "memfd:optmig-arena" in os.readlink(f"/proc/self/fd/{made.fd}")
+        populated(made, as_runs(np.array([3000]), np.array([1024])))
+        assert made.resident_runs().tolist() == [(3000, 1024)]
+    finally:
+        made.close()
 
 
 def test_only_touched_pages_are_resident(arena: Arena) -> None:

@@ -67,6 +67,7 @@ int main(int argc, char **argv) {
   char *arena = (char *)ARENA_BASE;
   int flags = MAP_SHARED | MAP_FIXED, rw = PROT_READ | PROT_WRITE;
   check(mmap(arena, bytes, rw, flags, arena_fd, 0) == arena, "arena");
+  madvise(arena, bytes, MADV_NOHUGEPAGE); /* as the runtime does */
   check(mmap((void *)CTL_BASE, ctl_bytes, rw, flags, ctl_fd, 0) != MAP_FAILED, "ctl");
   if (data_bytes)
     check(mmap(DATA_AT, data_bytes, rw, flags, arena_fd, data_page * PAGE_BYTES) == DATA_AT, "data");

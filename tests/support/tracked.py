@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from optmigd.enclave_shim import abi
-from optmigd.enclave_shim.arena import Arena, Control
+from optmigd.enclave_shim.arena import Arena, Control, Runs
 
 SOURCE = Path(__file__).with_name("tracked.c")
 DATA_ADDRESS = 0x400000000
@@ -87,11 +87,19 @@ class TrackedProcess:
 
 @contextmanager
 def tracked(
-    binary: Path, pages: int, data_page: int = 0, data_pages: int = 0
+    binary: Path, pages: int, data_page: int = 0, data_pages: int = 0, huge: Runs | None = None
 ) -> Iterator[TrackedProcess]:
-    """A tracked process with an arena of its own; both are gone afterwards."""
+    """A tracked process with an arena of its own; both are gone afterwards.
+
+    `huge` is memory to populate in huge pages before the process maps it, where the kernel has
+    them, as a destination does.
+    """
     arena = Arena(pages * abi.PAGE_BYTES)
     try:
+        if huge is not None:
+            arena.advise_huge(True)
+            arena.populate(huge)
+            arena.advise_huge(False)
         process = TrackedProcess(binary, arena, data_page, data_pages)
         try:
             yield process

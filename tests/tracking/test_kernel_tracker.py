@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optmigd.enclave_shim.arena import merge_runs, pages_of_runs
+from optmigd.enclave_shim.arena import Runs, as_runs, merge_runs, pages_of_runs
 from optmigd.enclave_shim.tracker import KernelTracker, Range, probe, tracked_ranges
 from optmigd.protocol.errors import TrackerUnavailable
 from tests.support.tracked import TrackedProcess, build, tracked
 
 PAGES = 8192  # 32 MiB; the first 8 MiB are the runtime's state
 FREE = 3000  # a page number behind the runtime's state
+HUGE = as_runs(np.array([2560]), np.array([4608]))  # whole huge pages, up to page 7168
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,9 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def armed(
-    binary: Path, *, data_page: int = 0, data_pages: int = 0
+    binary: Path, *, data_page: int = 0, data_pages: int = 0, huge: Runs | None = None
 ) -> Iterator[tuple[TrackedProcess, KernelTracker]]:
-    with tracked(binary, PAGES, data_page, data_pages) as process:
+    with tracked(binary, PAGES, data_page, data_pages, huge) as process:
         why = probe(process)
         if why:
             pytest.skip(why)
@@ -44,6 +45,7 @@ def collected(tracker: KernelTracker) -> list[int]:
     return [int(page) for page in pages_of_runs(tracker.collect())]
 
 
+@pytest.mark.parametrize("huge", [None, HUGE], ids=["small pages", "huge pages"])
 @pytest.mark.parametrize(
     "command",
     [
@@ -60,9 +62,9 @@ def collected(tracker: KernelTracker) -> list[int]:
         pytest.param("w 7500 3 9", id="first touch"),
     ],
 )
-def test_a_write_is_collected_once(binary: Path, command: str) -> None:
+def test_a_write_is_collected_once(binary: Path, command: str, huge: Runs | None) -> None:
     first, count = (int(word) for word in command.splitlines()[0].split()[1:3])
-    with armed(binary) as (process, tracker):
+    with armed(binary, huge=huge) as (process, tracker):
         for line in command.splitlines():
             process.do(line)
         found = collected(tracker)
@@ -70,6 +72,12 @@ def test_a_write_is_collected_once(binary: Path, command: str) -> None:
         # A page table made meanwhile counts as written; nothing else may.
         assert all(first // 512 * 512 <= page < first + count + 512 for page in found)
         assert collected(tracker) == []
+
+
+def test_one_write_to_a_huge_page_is_one_page(binary: Path) -> None:
+    with armed(binary, huge=HUGE) as (process, tracker):
+        process.do("w 3100 1 7")
+        assert collected(tracker) == [3100]
 
 
 def test_reading_is_not_writing(binary: Path) -> None:
