@@ -34,6 +34,7 @@ _SESSION = "tests/channel/test_session.py::"
 _STRANGERS = "tests/daemon/test_strangers.py::"
 _MEMORY = "tests/channel/test_key_memory.py::"
 _POLICY = "tests/agent/test_policy_and_sim.py::"
+_CRASH = "tests/agent/test_crash.py::"
 _MODEL = "tests/model/test_model.py::"
 _OWN = "tests/mutation/test_defences.py::"
 
@@ -141,6 +142,27 @@ DEFENCES = (
         "        if (report.migration_id, report.generation) != expected:\n",
         "        if False:\n",
         _OWN + "test_a_confirmation_of_another_generation_frees_nothing",
+    ),
+    Defence(
+        "the token is noted before the source cannot run any more",
+        "enclave_shim/migration/source.py",
+        "        departure.note(self._memory)\n        process.release()\n",
+        "        process.release()\n        departure.note(self._memory)\n",
+        _CRASH + "test_a_source_that_has_not_let_go_runs_on",
+    ),
+    Defence(
+        "a shim agent that crashes is replaced",
+        "enclave_shim/keeper.py",
+        "                if not self._ready:\n                    return status",
+        "                if True:\n                    return status",
+        _CRASH + "test_a_program_outlives_its_agent",
+    ),
+    Defence(
+        "a destination that takes nothing does not hold a parked program",
+        "enclave_shim/migration/source.py",
+        "            await self._send(rounds, stall_s=self.orders.switchover_stall_s)\n",
+        "            await self._send(rounds)\n",
+        "tests/attacks/test_stall.py::test_a_destination_that_reads_nothing",
     ),
     Defence(
         "a released program's process ends rather than run",
