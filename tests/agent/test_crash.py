@@ -21,9 +21,10 @@ import trio
 
 from optmigd.bench.programs import Program
 from tests.support.agents import AgentHandle, Move, agents, launch_params
+from tests.support.busy import busy_for
 
-UPDATES = "60000000"
-MANY_UPDATES = "150000000"
+WORK_S = 3
+MUCH_WORK_S = 7
 """For a program that is moved twice and loses agents on the way."""
 ENDLESS = ["10000000000"]
 EXIT_STATUS = 7
@@ -38,7 +39,9 @@ def integers(program: Callable[[str], Program]) -> Program:
 @pytest.fixture(scope="module")
 def answer(integers: Program) -> bytes:
     """What an uninterrupted native run prints."""
-    run = subprocess.run([integers.native, UPDATES], check=False, capture_output=True)
+    run = subprocess.run(
+        [integers.native, busy_for(integers, WORK_S)], check=False, capture_output=True
+    )
     assert run.returncode == EXIT_STATUS
     return run.stdout
 
@@ -46,7 +49,9 @@ def answer(integers: Program) -> bytes:
 @pytest.fixture(scope="module")
 def late_answer(integers: Program) -> bytes:
     """What an uninterrupted native run prints after many updates."""
-    run = subprocess.run([integers.native, MANY_UPDATES], check=False, capture_output=True)
+    run = subprocess.run(
+        [integers.native, busy_for(integers, MUCH_WORK_S)], check=False, capture_output=True
+    )
     assert run.returncode == EXIT_STATUS
     return run.stdout
 
@@ -67,7 +72,7 @@ async def running(
             agents(tmp_path, count, dies_at=points) as hosts,
             trio.open_nursery() as nursery,
         ):
-            params = launch_params(integers.image, args=args or [UPDATES])
+            params = launch_params(integers.image, args=args or [busy_for(integers, WORK_S)])
             await hosts[0].request("launch", **params)
             yield hosts, nursery
             nursery.cancel_scope.cancel()
@@ -270,7 +275,9 @@ async def test_a_destination_that_had_not_said_ready_waits_and_can_be_told_to_gi
 async def test_a_destination_that_was_ready_waits_for_the_token(
     tmp_path: Path, integers: Program, late_answer: bytes
 ) -> None:
-    async with running(tmp_path, integers, 3, args=[MANY_UPDATES], destination="ready said") as (
+    async with running(
+        tmp_path, integers, 3, args=[busy_for(integers, MUCH_WORK_S)], destination="ready said"
+    ) as (
         hosts,
         nursery,
     ):
@@ -321,7 +328,10 @@ async def kill_waiting_process(agent: AgentHandle, killed: set[int]) -> None:
 async def test_a_waiting_process_that_is_killed_is_replaced(
     tmp_path: Path, integers: Program, late_answer: bytes, agent_crashes: bool
 ) -> None:
-    async with running(tmp_path, integers, 3, args=[MANY_UPDATES]) as (hosts, nursery):
+    async with running(tmp_path, integers, 3, args=[busy_for(integers, MUCH_WORK_S)]) as (
+        hosts,
+        nursery,
+    ):
         move = Move(hosts[:2], integers.image, MEMORY_BYTES, deliver_token=False)
         await move.begin(nursery)
         await move.add_streams()

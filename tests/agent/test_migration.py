@@ -29,8 +29,9 @@ from optmigd.protocol.errors import (
     OptmigError,
 )
 from tests.support.agents import AgentHandle, Move, agents, launch_params
+from tests.support.busy import busy_for
 
-UPDATES = "60000000"
+WORK_S = 3
 ENDLESS = ["10000000000"]
 EXIT_STATUS = 7
 MEMORY_BYTES = 256 << 20
@@ -44,7 +45,9 @@ def integers(program: Callable[[str], Program]) -> Program:
 @pytest.fixture(scope="module")
 def answer(integers: Program) -> bytes:
     """What an uninterrupted native run prints."""
-    run = subprocess.run([integers.native, UPDATES], check=False, capture_output=True)
+    run = subprocess.run(
+        [integers.native, busy_for(integers, WORK_S)], check=False, capture_output=True
+    )
     assert run.returncode == EXIT_STATUS
     return run.stdout
 
@@ -76,7 +79,9 @@ async def running(
     """Agents, the first of which runs the program."""
     with trio.fail_after(40):
         async with agents(tmp_path, count) as handles:
-            params = launch_params(integers.image, **{"args": [UPDATES], **changes})
+            params = launch_params(
+                integers.image, **{"args": [busy_for(integers, WORK_S)], **changes}
+            )
             await handles[0].request("launch", **params)
             await eventually(lambda: holds_at_least(handles[0], 8 << 20))
             yield handles

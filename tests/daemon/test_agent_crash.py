@@ -13,10 +13,11 @@ import trio
 
 from optmigd.bench.programs import Program
 from optmigd.protocol.errors import MigrationFailed
+from tests.support.busy import busy_for
 from tests.support.daemons import Pair, two_sites_of
 
 AGENT = (sys.executable, "-P", "-m", "tests.support.fragile_agent")
-UPDATES = "240000000"
+WORK_S = 6
 EXIT_STATUS = 7
 TIMEOUT_S = 120.0
 
@@ -24,7 +25,11 @@ TIMEOUT_S = 120.0
 async def move(pair: Pair, program: Program) -> MigrationFailed | None:
     """Launch, move from a to b; why it did not arrive."""
     await pair.a.client.launch(
-        program.image, enclave="e1", memory_bytes=256 << 20, args=[UPDATES], env={}
+        program.image,
+        enclave="e1",
+        memory_bytes=256 << 20,
+        args=[busy_for(program, WORK_S)],
+        env={},
     )
     try:
         await pair.a.client.migrate("e1", "b", on_stall="switch", timeout_s=TIMEOUT_S)
@@ -52,7 +57,9 @@ def integers(program: Callable[[str], Program]) -> Program:
 @pytest.fixture(scope="module")
 def expected(integers: Program) -> bytes:
     """What it writes when nothing happens to it."""
-    native = subprocess.run([integers.native, UPDATES], stdout=subprocess.PIPE, check=False)
+    native = subprocess.run(
+        [integers.native, busy_for(integers, WORK_S)], stdout=subprocess.PIPE, check=False
+    )
     return native.stdout
 
 
