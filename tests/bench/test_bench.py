@@ -73,6 +73,9 @@ def test_ctrl_c_leaves_what_was_measured_and_no_process(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         process_group=0,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a background job's is off
     )
     try:
         deadline = time.monotonic() + 150
@@ -85,8 +88,8 @@ def test_ctrl_c_leaves_what_was_measured_and_no_process(tmp_path: Path) -> None:
         output, _ = running.communicate(timeout=60)
     finally:
         if running.poll() is None:
-            running.kill()
-            running.wait()
+            running.terminate()  # which leaves no process either
+            running.communicate(timeout=60)
     assert running.returncode == 130, output
     whole = results.load(tmp_path / "out/bench.json")
     assert whole is not None
