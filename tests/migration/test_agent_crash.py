@@ -14,10 +14,11 @@ import pytest
 from optmigd.bench.hosts import Host
 from optmigd.protocol.errors import OptmigError
 from tests.conftest import BuildProgram
+from tests.support.busy import busy_for
 from tests.support.journeys import Journey, native_run
 
 MEMORY_BYTES = 256 << 20
-ARGUMENTS = ["100000000"]
+WORK_S = 5
 ATTEMPTS = 2
 
 
@@ -55,10 +56,11 @@ def test_an_agent_killed_at_a_random_instant_of_a_move_loses_nothing(
     print(f"seed {seed}")
     chance = random.Random(seed)
     built = program("integers")
-    expected = native_run(built, ARGUMENTS, tmp_path / "native")
+    arguments = [busy_for(built, WORK_S)]
+    expected = native_run(built, arguments, tmp_path / "native")
     journey = Journey(fresh_pair, f"crash-{side}", seed)
     journey.here.client.launch(
-        built.image, enclave=journey.enclave, memory_bytes=MEMORY_BYTES, args=ARGUMENTS
+        built.image, enclave=journey.enclave, memory_bytes=MEMORY_BYTES, args=arguments
     )
     kills = 0
     for attempt in range(ATTEMPTS):
@@ -80,7 +82,7 @@ def test_an_agent_killed_at_a_random_instant_of_a_move_loses_nothing(
         print(f"attempt {attempt}: {outcome[0]}")
         assert outcome[0] in ("completed", "failed")
         if outcome[0] == "completed":
-            journey.here, journey.there = journey.there, journey.here
+            journey.arrive()
         if journey.here.client.status(journey.enclave)["state"] == "exited":
             break
     else:

@@ -38,6 +38,7 @@ class Journey:
         self.here, self.there = hosts
         self.random = random.Random(seed)
         self.moves: list[dict[str, Any]] = []
+        self._travelled = False
 
     def move(self, longest_wait_s: float = 0.4, **options: Any) -> None:
         """Wait a random while, then move it to the other host.
@@ -49,7 +50,12 @@ class Journey:
         options.setdefault("on_stall", "switch")
         moved = self.here.client.migrate(self.enclave, self.there.name, **options)
         self.moves.append(dict(moved))
+        self.arrive()
+
+    def arrive(self) -> None:
+        """It is on the other host now."""
         self.here, self.there = self.there, self.here
+        self._travelled = True
 
     def travel(self, moves: int, longest_wait_s: float = 0.3, **options: Any) -> int:
         """Move it that often, or until its program has ended; return how often it was moved.
@@ -67,8 +73,9 @@ class Journey:
 
     def finish(self) -> tuple[int, str]:
         """Wait for the program's end; return its exit status and its answer."""
-        # Asked on the host it left last: the question is passed on.
-        status = self.there.client.wait(self.enclave)["exit_status"]
-        output = b"".join(self.there.client.logs(self.enclave))
+        # Asked on the host it left last, if there is one: the question is passed on.
+        asked = self.there if self._travelled else self.here
+        status = asked.client.wait(self.enclave)["exit_status"]
+        output = b"".join(asked.client.logs(self.enclave))
         assert output == b"".join(self.here.client.logs(self.enclave))
         return status, answer_line(output)
