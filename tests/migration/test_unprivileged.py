@@ -16,8 +16,10 @@ from optmigd.bench.hosts import two_hosts
 from tests.config.test_unit_file import calls_of, denied_groups
 from tests.conftest import BuildProgram
 from tests.support import sandbox
+from tests.support.busy import busy_for
 from tests.support.journeys import Journey, native_run
 
+WORK_S = 6
 # A user namespace in which this user is number 1000: nothing of root's power is left in it.
 AS_ORDINARY_USER = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--")
 
@@ -58,8 +60,8 @@ def test_a_user_without_capabilities_can_do_it_all(
     sandboxed: bool, program: BuildProgram, tmp_path: Path
 ) -> None:
     prefix = filtered() if sandboxed else ordinary_user()
-    args = ["200000000", "32"]
     built = program("integers")
+    args = [busy_for(built, WORK_S), "32"]
     expected = native_run(built, args, tmp_path / "native")
     with two_hosts(prefix=prefix) as (alpha, beta, _):
         journey = Journey((alpha, beta), "plain", seed=1)
