@@ -15,7 +15,7 @@ help:
 	@echo "             BENCH=--quick: minutes)"
 	@echo "make soak    hundreds of moves at random instants (SOAK_MOVES), and of random faults"
 	@echo "             (SOAK_FAULTS); SOAK_SEED"
-	@echo "make crash-matrix  every boundary of a move x every fault (CRASH_MATRIX_FILTER), hours"
+	@echo "make crash-matrix  every boundary of a move x every fault (CRASH_MATRIX_FILTER), about an hour"
 	@echo "make programs  the workload suite and programs of others moved five times, both trackers (an hour)"
 	@echo "make fuzz    every parser fuzzed, guided by coverage (FUZZ_SECONDS for each, 60)"
 	@echo "make model-check  every run of the hand-off with three faults (minutes, 1 GiB)"
