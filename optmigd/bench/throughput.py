@@ -191,18 +191,11 @@ def show(result: dict[str, Any]) -> None:
         moves = [m for m in result["moves"] if (m["mode"], m["streams"]) == (mode, streams)]
         speed = [m["bytes_per_s"] for m in moves]
         totals[mode, streams] = [m["total_time_ms"] for m in moves]
-        cpu = [
-            statistics.median(m.get(f"{side}_{kind}_s_per_gib", 0.0) for m in moves)
-            for side in ("source", "destination")
-            for kind in ("cpu", "system")
-        ]
         click.echo(
             f"  {mode:>13}, {streams} stream(s): round 0 "
             f"{_spread(speed, lambda v: f'{v * 1e-9:.2f}')} GB/s, "
             f"{100 * statistics.median(speed) / plain['bytes_per_s']:.0f} % of the plain copy; "
-            f"CPU s/GiB source {cpu[0]:.2f} ({cpu[1]:.2f} in the kernel), "
-            f"destination {cpu[2]:.2f} ({cpu[3]:.2f}); "
-            f"setup {statistics.median(m['setup_time_ms'] for m in moves):.0f} ms, "
+            f"{_cpu(moves)}; setup {statistics.median(m['setup_time_ms'] for m in moves):.0f} ms, "
             f"total {_spread(totals[mode, streams], lambda v: f'{v:.0f}')} ms",
             err=True,
         )
@@ -210,6 +203,21 @@ def show(result: dict[str, Any]) -> None:
     if live and stopped:
         ratio = statistics.median(live) / statistics.median(stopped)
         click.echo(f"  live total time is {ratio:.2f} x stop-and-copy's", err=True)
+
+
+def _cpu(moves: list[dict[str, Any]]) -> str:
+    """CPU seconds per GiB of both sides; stop-and-copy tells of no round while it goes on."""
+    if any("source_cpu_s_per_gib" not in m for m in moves):
+        return "CPU not measured"
+    source, in_kernel, destination, there_in_kernel = (
+        statistics.median(m[f"{side}_{kind}_s_per_gib"] for m in moves)
+        for side in ("source", "destination")
+        for kind in ("cpu", "system")
+    )
+    return (
+        f"CPU s/GiB source {source:.2f} ({in_kernel:.2f} in the kernel), "
+        f"destination {destination:.2f} ({there_in_kernel:.2f})"
+    )
 
 
 @click.command()
