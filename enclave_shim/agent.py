@@ -183,6 +183,11 @@ class Agent:
         if self._exit_status is not None:
             await self._server.send("exited", {"exit_status": self._exit_status})
 
+    def answered(self, method: str) -> None:
+        """End after the answer to `shutdown`; see `Handler`."""
+        if method == "shutdown":
+            self._stopping.set()
+
     def disconnected(self) -> None:
         """The daemon has gone; see `Handler`."""
         if self._migration is not None:
@@ -448,5 +453,4 @@ class Agent:
         return {"exit_status": enclave.process.exit_status}
 
     async def _shutdown(self, params: Params, fd: int) -> Params:
-        self._stopping.set()
-        return {}
+        return {}  # it ends when this was answered

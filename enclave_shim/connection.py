@@ -39,6 +39,9 @@ class Handler(Protocol):
 
         """
 
+    def answered(self, method: str) -> None:
+        """The answer to a request was sent, or nobody is there to take it."""
+
     async def event(self, event: str, params: Params) -> None:
         """Take a one-way message."""
 
@@ -225,6 +228,7 @@ class Server:
             await connection.send(result)
         except ChannelClosed:
             self._log.warning("answer_undeliverable", method=method)
+        self._handler.answered(method)
 
 
 def _is_trusted(sock: trio.socket.SocketType) -> bool:

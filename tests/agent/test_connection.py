@@ -24,9 +24,13 @@ class Silent:
         self.came = trio.Event()
         self.went = trio.Event()
         self.fails = False
+        self.answered_methods: list[str] = []
 
     async def request(self, method: str, params: dict[str, Any], fd: int) -> dict[str, Any]:
         return {}
+
+    def answered(self, method: str) -> None:
+        self.answered_methods.append(method)
 
     async def event(self, event: str, params: dict[str, Any]) -> None:
         if self.fails:
@@ -110,3 +114,16 @@ async def test_a_mistake_in_a_handler_ends_no_more_than_its_connection(tmp_path:
             await daemon.send_all(frame(pack({"event": "session", "params": {}})))
             await served.handler.went.wait()
         await it_still_serves(served)
+
+
+async def test_the_handler_hears_of_an_answer_when_it_was_sent(tmp_path: Path) -> None:
+    """So an agent that is told to end does so behind its answer, not instead of it."""
+    async with door(tmp_path) as served, served.daemon() as daemon:
+        await daemon.send_all(frame(pack({"id": 1, "method": "shutdown", "params": {}})))
+        while not served.handler.answered_methods:
+            await trio.lowlevel.checkpoint()
+        with socket.fromfd(daemon.socket.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as waiting:
+            decoder = FrameDecoder()
+            decoder.feed(waiting.recv(4096, socket.MSG_DONTWAIT))  # it is there already
+            assert unpack(next(iter(decoder))) == {"id": 1, "result": {}}
+    assert served.handler.answered_methods == ["shutdown"]
