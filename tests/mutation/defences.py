@@ -148,7 +148,7 @@ DEFENCES = (
         "enclave_shim/migration/source.py",
         "        departure.note(self._memory)\n        process.release()\n",
         "        process.release()\n        departure.note(self._memory)\n",
-        _CRASH + "test_a_source_that_has_not_let_go_runs_on",
+        _CRASH + "test_a_source_that_has_let_go_only_goes_forward",
     ),
     Defence(
         "a shim agent that crashes is replaced",
