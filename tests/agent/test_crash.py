@@ -158,7 +158,7 @@ async def test_a_crash_loop_is_slowed_and_the_program_runs_on(
         assert is_alive(pid)
         (hosts[0].directory / "mended").touch()
         await hosts[0].connect(nursery)
-        assert await status_of(hosts[0], "state") == "running"
+        assert await hosts[0].runs()
         assert await status_of(hosts[0], "pid") == pid
 
 
@@ -206,7 +206,7 @@ async def test_a_source_that_has_not_let_go_runs_on(
         await hosts[1].request("cancel", migration_id=move.migration_id)
         await hosts[1].wait_event("ended")
         assert not any(event["event"] == "release" for event in hosts[0].events)
-        assert await status_of(hosts[0], "state") == "running"
+        assert await hosts[0].runs()
         await moves_on([hosts[0], hosts[2]], integers)
         await ends_rightly(hosts[2], answer)
 

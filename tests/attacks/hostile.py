@@ -286,7 +286,7 @@ class Victim:
 
     async def stands_unharmed(self, source: AgentHandle, destination: AgentHandle) -> None:
         """Before release: it runs on at the source, and nothing of it is at the destination."""
-        assert (await source.request("status"))["state"] == "running"
+        assert await source.runs()
         status = await destination.request("status")
         assert (status["state"], status["resident_bytes"]) == ("booting", 0)
         agent = next(a for a in self._agents if a.directory == destination.directory)

@@ -132,7 +132,7 @@ async def test_the_source_gives_nothing_to_an_impostor(victim: Victim, forgery: 
         ended = await _impose(victim, "destination", FORGERIES[forgery], source, source)
         code = "remote-protocol" if forgery == "none" else "attestation-failed"
         assert (ended["outcome"], ended["error"]["code"]) == ("failed", code)
-        assert (await source.request("status"))["state"] == "running"
+        assert await source.runs()
 
 
 @pytest.mark.parametrize("forgery", ["of-an-earlier-session", "of-another-program"])
@@ -215,7 +215,7 @@ async def test_a_downgrade_in_the_answer(victim: Victim, answer: str) -> None:
             ended = await source.wait_event("ended")
             nursery.cancel_scope.cancel()
         assert (ended["outcome"], ended["error"]["code"]) == ("failed", "remote-protocol")
-        assert (await source.request("status"))["state"] == "running"
+        assert await source.runs()
 
 
 async def test_a_downgrade_in_the_proposal(victim: Victim) -> None:

@@ -25,6 +25,8 @@ from optmigd.protocol.wire import FrameDecoder, frame, pack, unpack
 Message = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 
+RESUMED_LIMIT_S = 20.0
+
 
 class AgentHandle:
     """One agent process and this test's connection to it.
@@ -154,6 +156,13 @@ class AgentHandle:
             raise from_wire(error["code"], error["message"], error["fields"])
         result: Message = answer["result"]
         return result
+
+    async def runs(self) -> bool:
+        """Whether the program runs on; its threads may first have to wait for a processor."""
+        with trio.move_on_after(RESUMED_LIMIT_S):
+            while (await self.request("status"))["state"] == "parked":  # noqa: ASYNC110 (no event)
+                await trio.sleep(0.01)
+        return bool((await self.request("status"))["state"] == "running")
 
     async def notify(self, event: str, **params: object) -> None:
         """Send a one-way message."""
