@@ -211,7 +211,7 @@ async def test_a_source_that_has_not_let_go_runs_on(
         await ends_rightly(hosts[2], answer)
 
 
-@pytest.mark.parametrize("point", ["released", "token out"])
+@pytest.mark.parametrize("point", ["unable to run", "released", "token out"])
 async def test_a_source_that_has_let_go_only_goes_forward(
     tmp_path: Path, integers: Program, answer: bytes, point: str
 ) -> None:

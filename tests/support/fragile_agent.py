@@ -72,6 +72,7 @@ def _make_fragile(point: str) -> None:
         "parking": (signal, "pidfd_send_signal", False, always),
         "parked": (source, "make_manifest", False, always),
         "noted": (Process, "release", False, always),
+        "unable to run": (Process, "release", True, always),
         "released": (Departure, "complete", False, always),
         "token out": (Departure, "_send_token", True, always),
         "confirmation in hand": (Departure, "resumed_delivered", False, always),
