@@ -8,6 +8,7 @@ from typing import Any
 from optmigd.bench.cells import Cell
 from optmigd.bench.hosts import Host
 from optmigd.bench.results import CellResult, Mark, ModeName, Move, Round, Sample
+from optmigd.bench.writer_record import read_record, whole_lines
 from optmigd.protocol.errors import NotConverging, OptmigError
 from optmigd.requests import OnStall
 
@@ -140,15 +141,11 @@ def _move(mode: ModeName, answer: dict[str, Any], *, converged: bool) -> Move:
 def _samples(host: Host, enclave: str) -> list[Sample]:
     """The program's account of its time so far; it travels in the enclave's own directory."""
     directory = host.client.status(enclave).get("dir")
-    lines = (Path(directory or "") / "record").read_text().splitlines(keepends=True)
-    found = []
-    for line in lines:
-        if line.endswith("\n"):  # the last one may be half written
-            at_s, pages, longest_ms = line.split()
-            found.append(
-                Sample(at_s=float(at_s), pages=int(pages), longest_pause_ms=float(longest_ms))
-            )
-    return found
+    text = (Path(directory or "") / "record").read_text()
+    return [
+        Sample(at_s=one.end_s, pages=one.pages, longest_pause_ms=one.longest_pause_ms)
+        for one in read_record(whole_lines(text))
+    ]
 
 
 def _now_of(host: Host, enclave: str, cell: Cell) -> float:

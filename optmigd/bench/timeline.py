@@ -17,6 +17,7 @@ import click
 
 from optmigd.bench.hosts import two_hosts
 from optmigd.bench.programs import build_workload
+from optmigd.bench.writer_record import Interval, read_record, whole_lines
 from optmigd.requests import Mode
 from optmigd.units import format_size
 
@@ -26,45 +27,11 @@ PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A tenth of a second as the program saw it.
-
-    Attributes:
-        end_s: seconds since its first write.
-        took_s: how long it was; more where the program stood still, or could not keep its rate.
-        pages: written in it.
-        longest_pause_ms: between two batches of writes.
-    """
-
-    end_s: float
-    took_s: float
-    pages: int
-    longest_pause_ms: float
-
-    @property
-    def pages_s(self) -> float:
-        """Pages per second."""
-        return self.pages / self.took_s if self.took_s else 0.0
-
-
-@dataclass(frozen=True)
 class Mark:
     """When the daemon told of something: a state, or the end of a round."""
 
     at_s: float
     what: str
-
-
-def read_record(text: str) -> list[Interval]:
-    """The writer's record: a line for every interval, with its end, pages and longest pause."""
-    intervals, before_s = [], 0.0
-    for line in text.splitlines():
-        end_s, pages, pause_ms = line.split()
-        intervals.append(
-            Interval(float(end_s), float(end_s) - before_s, int(pages), float(pause_ms))
-        )
-        before_s = float(end_s)
-    return intervals
 
 
 def speeds(intervals: list[Interval], marks: list[Mark]) -> dict[str, float]:
@@ -132,7 +99,7 @@ def measure(size_mib: int, rate_mb_s: int, pattern: str, mode: Mode) -> dict[str
         mark("end")
         time.sleep(SETTLE_S)
         beta.client.stop("writer")
-        intervals = read_record(record.read_text())
+        intervals = read_record(whole_lines(record.read_text()))
     return {
         "working_set_mib": size_mib,
         "rate_mb_s": rate_mb_s,

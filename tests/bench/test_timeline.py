@@ -2,7 +2,8 @@
 
 import pytest
 
-from optmigd.bench.timeline import Mark, read_record, speeds
+from optmigd.bench.timeline import Mark, speeds
+from optmigd.bench.writer_record import read_record
 
 
 def test_speeds_are_taken_between_the_marks_and_the_downtime_stands_apart() -> None:
