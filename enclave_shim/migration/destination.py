@@ -119,6 +119,7 @@ class Destination(Part):
         self._instance = os.urandom(32)
         self._scope = trio.CancelScope()
         self._cancelled_because: OptmigError | None = None
+        self._answer_refused = False
         self._actions: tuple[Action, ...] = ()
         self._arrival: Arrival | None = None
         self._takeover: Takeover | None = None
@@ -243,6 +244,7 @@ class Destination(Part):
         return await self._verify(manifest, proposal, arrival)
 
     async def _stop_at_answer(self, blockers: list[Blocker]) -> None:
+        self._answer_refused = True  # a refusal as well could overtake the blockers' being read
         if self.orders.dry_run:
             return
         if blockers:
@@ -350,7 +352,7 @@ class Destination(Part):
             refused = isinstance(error, PeerRefused)
             self._actions = self.migration.handle(Event.PEER_REFUSED if refused else Event.FAULT)
             outcome = "failed"
-        if error is not None and Action.SEND_REFUSAL in self._actions:
+        if error is not None and Action.SEND_REFUSAL in self._actions and not self._answer_refused:
             await self._tell_source(error)
         if outcome != "completed":
             await self._destroy()

@@ -179,30 +179,42 @@ class Agent:
         if self.gone.is_set():
             return
         with trio.CancelScope(shield=True):
-            with trio.move_on_after(0 if self._left else grace_s):
-                try:
-                    await self.request("shutdown", timeout_s=grace_s)
-                except OptmigError as error:
-                    # It may well go before it has answered.
-                    self._log.debug("agent_shutdown_unanswered", error=error.message)
-                if not self._left:
+            with trio.move_on_after(grace_s):
+                if await self._ask_to_go(grace_s):
                     await self.process.wait()
                     return
             self._log.info("agent_killed", pid=self.process.pid)
             self.process.kill()
             await self.process.wait()
 
+    async def _ask_to_go(self, grace_s: float) -> bool:
+        """Whether it goes; it cannot be asked any more once `run` was cancelled."""
+        while not self._left:
+            try:
+                await self.request("shutdown", timeout_s=grace_s)
+            except ChannelClosed as error:
+                # It may well go before it has answered. If not: is there another connection?
+                self._log.debug("agent_shutdown_unanswered", error=error.message)
+            except OptmigError as error:
+                self._log.debug("agent_shutdown_refused", error=error.message)
+                return not self._left
+            else:
+                return True
+        return self.gone.is_set()
+
     async def connected(self) -> None:
         """Wait until there is a connection.
 
         Raises:
-            RuntimeFailed: the agent has ended.
+            RuntimeFailed: the agent has ended, or `run` was cancelled.
         """
         while self._stream is None:
             if self.gone.is_set():
                 raise RuntimeFailed(
                     f"the shim agent has ended: see {self.directory / 'agent.log'}",
                 )
+            if self._left:
+                raise RuntimeFailed("this daemon stops, and no longer talks to its shim agents")
             await self._connected.wait()
 
     async def disconnected(self) -> None:

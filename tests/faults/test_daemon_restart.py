@@ -67,7 +67,8 @@ def test_a_restart_is_invisible_to_the_program(program: BuildProgram, hosts: Fau
     def precopy_and_restart() -> None:
         precopy()
         restart()
-        assert alpha.client.status("e1")["state"] == "running"
+        # The move under way is rolled back meanwhile.
+        wait_until(lambda: alpha.client.status("e1")["state"] == "running")
 
     pauses = {
         "undisturbed": longest_pause_ms(lambda: time.sleep(AWAY_S)),

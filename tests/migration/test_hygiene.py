@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -56,6 +57,12 @@ def careless_pair(program: BuildProgram) -> Iterator[tuple[Host, Host]]:
                 args=[ENDLESS, "16", WORD],
             )
         alpha.client.migrate("e1", "beta", mode="stop-and-copy")
+        # The agent that has let go is on its way out, and its files with it.
+        left_pid = alpha.folder / "state/enclaves/e1@1/agent.pid"
+        deadline = time.monotonic() + 30
+        while left_pid.exists():
+            assert time.monotonic() < deadline, "the source's agent does not leave"
+            time.sleep(0.05)
         yield alpha, beta
 
 

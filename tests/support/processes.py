@@ -7,7 +7,10 @@ from optmigd.bench.hosts import Host
 
 
 def processes_of(host: Host) -> dict[int, str]:
-    """The daemon, its agents and their programs, by number, with a name for messages."""
+    """The daemon, its agents and their programs, by number, with a name for messages.
+
+    One on its way out is left out: it has given up its memory, and its command line with it.
+    """
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -22,4 +25,12 @@ def processes_of(host: Host) -> dict[int, str]:
         for child in children.get(waiting.pop(), []):
             found[child] = f"below an agent {child}"
             waiting.append(child)
-    return found
+    return {pid: name for pid, name in found.items() if not is_on_its_way_out(pid)}
+
+
+def is_on_its_way_out(pid: int) -> bool:
+    """Whether the process has ended, or has no memory any more."""
+    try:
+        return Path(f"/proc/{pid}/statm").read_text().startswith("0 ")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
