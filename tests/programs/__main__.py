@@ -15,14 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from optmigd.bench.hosts import two_hosts
+from optmigd.requests import Tracker
 from tests.programs.cases import CASES, Case, temporary
 from tests.programs.fetch import Unreachable
 from tests.programs.travel import Travelled, travel
 
-TRACKERS = ("kernel", "compiler")
+TRACKERS: tuple[Tracker, ...] = ("kernel", "compiler")
 
 
-def _one(case: Case, tracker: str, folder: Path, moves: int, scale: int, seed: int) -> Travelled:
+def _one(
+    case: Case, tracker: Tracker, folder: Path, moves: int, scale: int, seed: int
+) -> Travelled:
     """Build and move one; one that ends before its last move is run anew, twice as long."""
     image = case.build(folder, tracker)
     with two_hosts() as (alpha, beta, _):
@@ -44,7 +47,13 @@ def _one(case: Case, tracker: str, folder: Path, moves: int, scale: int, seed: i
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--tracker", "trackers", multiple=True, default=TRACKERS, show_default=True)
+@click.option(
+    *("--tracker", "trackers"),
+    type=click.Choice(TRACKERS),
+    multiple=True,
+    default=TRACKERS,
+    show_default=True,
+)
 @click.option("--moves", type=int, default=5, show_default=True)
 @click.option("--scale", type=int, default=2, show_default=True, help="How long each one runs.")
 @click.option("--seed", type=int, default=None, help="Of the instants.")
@@ -53,7 +62,7 @@ def _one(case: Case, tracker: str, folder: Path, moves: int, scale: int, seed: i
 )
 def main(
     names: tuple[str, ...],
-    trackers: tuple[str, ...],
+    trackers: tuple[Tracker, ...],
     moves: int,
     scale: int,
     seed: int | None,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from optmigd.bench.hosts import Host
+from optmigd.requests import Tracker
 from tests.programs.cases import Case
 from tests.support.journeys import Journey
 
@@ -42,7 +43,7 @@ def travel(
     *,
     scale: int,
     moves: int,
-    tracker: str,
+    tracker: Tracker,
     seed: int,
 ) -> Travelled:
     """Launch the image, move it that often (or until it ends), and compare its answer."""
@@ -57,6 +58,7 @@ def travel(
         args=case.arguments(scale),
         env=dict(case.env),
         dir=own,
+        tracker=tracker,
     )
     if launched["tracker"] != tracker:
         raise RuntimeError(f"{case.name}: expected tracker {tracker}, got {launched['tracker']}")
