@@ -1,6 +1,8 @@
 """How rounds arrive at the destination: receivers, their account, and the memory they fill."""
 
 import socket
+from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -8,6 +10,7 @@ from optmigd.enclave_shim import abi
 from optmigd.enclave_shim.abi import Command
 from optmigd.enclave_shim.arena import Runs, split_huge
 from optmigd.enclave_shim.files import FileReceiver
+from optmigd.enclave_shim.migration.background import run_in_background
 from optmigd.enclave_shim.migration.common import Enclave, ReceiveOrders
 from optmigd.enclave_shim.migration.conversation import Conversation
 from optmigd.enclave_shim.migration.pump import Receiver, RoundMark, windows
@@ -61,14 +64,24 @@ async def _populate_all(enclave: Enclave, runs: Runs) -> None:
 
 
 class Arrival:
-    """Receives rounds until one is the manifest's."""
+    """Receives rounds until one is the manifest's.
 
-    def __init__(self, enclave: Enclave, orders: ReceiveOrders, migration: Migration) -> None:
+    Args:
+        enclave: the waiting instance.
+        orders: what the daemon has said.
+        migration: its place in the table.
+        live: whether the program runs at the source while rounds arrive.
+    """
+
+    def __init__(
+        self, enclave: Enclave, orders: ReceiveOrders, migration: Migration, *, live: bool
+    ) -> None:
         self.chain = b""
         self._totals = Counts()
         self._last_round = -1
         self._enclave = enclave
         self._orders = orders
+        self._live = live
         self._migration = migration
         self._receivers: list[Receiver] = []
         self._complete = False
@@ -110,7 +123,7 @@ class Arrival:
         nursery.start_soon(await_manifest)
         for index, sock in enumerate(sockets):
             nursery.start_soon(
-                self._receive_stream, self._receiver(index, sock, keys, answer, send)
+                self._receive_stream, self._receiver(index, sock, keys, answer), send
             )
         keys.forget()  # every stream has derived its own
         manifest: Manifest | None = None
@@ -149,13 +162,8 @@ class Arrival:
         sock: socket.socket,
         keys: SessionKeys,
         answer: Answer,
-        inbox: trio.MemorySendChannel[RoundMark | Manifest],
     ) -> Receiver:
         enclave = self._enclave
-
-        def on_round(mark: RoundMark) -> None:
-            trio.from_thread.run(inbox.send, mark)
-
         opener = StreamOpener(
             keys,
             self._orders.binding.migration_id,
@@ -170,14 +178,20 @@ class Arrival:
             enclave.arena,
             FileReceiver(enclave.own_dir, enclave.io_dir),
             record_bytes=answer.record_bytes,
-            on_round=on_round,
         )
         self._receivers.append(receiver)
         return receiver
 
-    async def _receive_stream(self, receiver: Receiver) -> None:
+    async def _receive_stream(
+        self, receiver: Receiver, inbox: trio.MemorySendChannel[RoundMark | Manifest]
+    ) -> None:
+        receive: Callable[[], RoundMark | None] = receiver.receive_round
+        if self._live:  # round 0, all the memory, while programs here and there go on
+            receive = partial(run_in_background, receive)
         try:
-            await trio.to_thread.run_sync(receiver.run, limiter=self._limiter)
+            while mark := await trio.to_thread.run_sync(receive, limiter=self._limiter):
+                await inbox.send(mark)
+                receive = receiver.receive_round
             if not self._complete:
                 raise ChannelClosed("a data stream ended before the last round")
         except (OSError, OptmigError) as error:

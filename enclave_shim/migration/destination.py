@@ -233,7 +233,9 @@ class Destination(Part):
         self._report.setup_done()
         await self.announcer.enter()
         await self._conversation.send(answer)
-        self._arrival = arrival = Arrival(self._instance_here(), self.orders, self.migration)
+        self._arrival = arrival = Arrival(
+            self._instance_here(), self.orders, self.migration, live=proposal.mode == "precopy"
+        )
         manifest = await arrival.receive_all(
             nursery, self._conversation, await self.streams.all(), keys, answer
         )

@@ -12,7 +12,7 @@ order. Whoever wants a pump to stop shuts its socket down; the thread then ends 
 """
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -197,13 +197,12 @@ class RoundMark:
 
 
 class Receiver:
-    """The receiving end of one data stream. `run` blocks.
+    """The receiving end of one data stream. `receive_round` blocks.
 
     Args:
         sock, opener, arena: of this stream.
         files: where changes of files are applied.
         record_bytes: the most content of one record.
-        on_round: called in the receiver's thread when a round has arrived whole.
 
     """
 
@@ -215,14 +214,12 @@ class Receiver:
         files: FileReceiver,
         *,
         record_bytes: int,
-        on_round: Callable[[RoundMark], None],
     ) -> None:
         sock.setblocking(True)
         self._sock = sock
         self._opener = opener
         self._arena = arena
         self._files = files
-        self._on_round = on_round
         self._header = memoryview(bytearray(HEADER_BYTES))
         self._meta = memoryview(bytearray(MAX_META_BYTES + opener.tag_bytes))
         self._sealed = memoryview(bytearray(record_bytes + opener.tag_bytes))
@@ -234,8 +231,8 @@ class Receiver:
         """Bytes of whole records so far."""
         return self._opener.total_counts.bytes
 
-    def run(self) -> None:
-        """Receive records until the peer closes the stream between two of them.
+    def receive_round(self) -> RoundMark | None:
+        """Receive records to the end of a round; None if the peer has closed the stream instead.
 
         Pages are opened straight into the arena: until the manifest was verified its content is
         worthless anyway, and a record that does not open ends the migration.
@@ -255,11 +252,12 @@ class Receiver:
                 self._files.apply(meta, self._open_body(header))
             elif isinstance(meta, EndOfRound):
                 totals = replace(opener.total_counts)
-                self._on_round(RoundMark(opener.stream, opener.round_no, totals, opener.chain))
+                return RoundMark(opener.stream, opener.round_no, totals, opener.chain)
             elif header.kind is Kind.ZERO:
                 self._place_zeros(meta)
             else:
                 self._place(header, meta)
+        return None
 
     def _open_body(self, header: Header, out: memoryview | None = None) -> memoryview:
         if out is None:

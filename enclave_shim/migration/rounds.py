@@ -6,19 +6,24 @@ makes this complete is: arm, *then* list the resident pages; collect (which re-a
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import trio
 
 from optmigd.enclave_shim.arena import Arena, Runs, as_runs, count_pages, merge_runs
 from optmigd.enclave_shim.files import Step, TravellingFiles
+from optmigd.enclave_shim.migration.background import run_in_background
 from optmigd.enclave_shim.migration.pump import Sender
 from optmigd.enclave_shim.tracker import Tracker
 from optmigd.protocol.convergence import RoundStats
 from optmigd.protocol.errors import RemoteProtocolError
 from optmigd.protocol.records import Counts, overall_chain
 from optmigd.protocol.session import RoundDone
+
+BACKGROUND_PAGES = 1 << 14
+"""A round of so many pages (64 MiB) takes long enough for a program to feel it."""
 
 NOTHING: Runs = as_runs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
@@ -47,6 +52,7 @@ class Rounds:
         self._started_s = 0.0
         self._sent = Counts()
         self._last_sent = -1
+        self._parked = tracker is None
         self._limiter = trio.CapacityLimiter(len(senders))
 
     @property
@@ -85,6 +91,7 @@ class Rounds:
             parked: the program stands still: be quick.
 
         """
+        self._parked = self._parked or parked
         if self._tracker is None:
             return
         collected = self._tracker.collect(parked=parked)
@@ -102,6 +109,8 @@ class Rounds:
     async def send(self) -> None:
         """Send what is pending, as the next round.
 
+        While the program runs, a large round leaves the processors to it.
+
         Raises:
             OSError: a stream broke, or was closed to stop this.
 
@@ -110,18 +119,15 @@ class Rounds:
         self._started_s = time.monotonic()
         round_no = self.round_no
         counts: list[Counts] = []
+        in_background = not self._parked and self.dirty_pages >= BACKGROUND_PAGES
 
         async def send_on(sender: Sender, steps: Iterator[Step]) -> None:
-            counts.append(
-                await trio.to_thread.run_sync(
-                    sender.send_round,
-                    round_no,
-                    self.pending,
-                    self._holes,
-                    steps,
-                    limiter=self._limiter,
-                )
+            send: Callable[[], Counts] = partial(
+                sender.send_round, round_no, self.pending, self._holes, steps
             )
+            if in_background:
+                send = partial(run_in_background, send)
+            counts.append(await trio.to_thread.run_sync(send, limiter=self._limiter))
 
         async with trio.open_nursery() as nursery:
             for index, sender in enumerate(self._senders):

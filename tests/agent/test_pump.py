@@ -105,13 +105,11 @@ def linked(tmp_path: Path, streams: int) -> Iterator[Link]:
     files = FileReceiver(tmp_path, tmp_path)
     peers = []
 
-    def on_round(mark: RoundMark) -> None:
-        link.marks.append(mark)
-        link.arrived.release()
-
     def run(receiver: Receiver) -> None:
         try:
-            receiver.run()
+            while mark := receiver.receive_round():
+                link.marks.append(mark)
+                link.arrived.release()
         except Exception as error:
             link.errors.append(error)
 
@@ -126,9 +124,7 @@ def linked(tmp_path: Path, streams: int) -> Iterator[Link]:
         link.senders.append(
             Sender(ours, sealer, source, streams=streams, record_bytes=RECORD_BYTES)
         )
-        receiver = Receiver(
-            theirs, opener, destination, files, record_bytes=RECORD_BYTES, on_round=on_round
-        )
+        receiver = Receiver(theirs, opener, destination, files, record_bytes=RECORD_BYTES)
         link.threads.append(threading.Thread(target=run, args=(receiver,), daemon=True))
         link.threads[-1].start()
     try:

@@ -99,7 +99,7 @@ async def test_a_confirmation_of_another_generation_frees_nothing(
     "changes", [{"round_no": 1}, {"records": 1}, {"pages": 1}, {"chain": b"x" * 32}]
 )
 def test_a_manifest_must_fit_what_arrived(changes: dict[str, Any]) -> None:
-    arrival = Arrival(cast("Any", None), ORDERS, Migration(Role.DESTINATION))
+    arrival = Arrival(cast("Any", None), ORDERS, Migration(Role.DESTINATION), live=True)
     fitting: dict[str, Any] = {"round_no": -1, "records": 0, "pages": 0, "chain": arrival.chain}
     rest: dict[str, Any] = {
         "generation": 2,
