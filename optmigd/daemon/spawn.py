@@ -23,7 +23,8 @@ import optmigd
 from optmigd.protocol.errors import ConfigError, RuntimeFailed
 
 AGENT_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "optmigd.enclave_shim")
-READY_TIMEOUT_S = 20.0
+READY_TIMEOUT_S = 60.0
+"""It takes half a second, but as many times that as there are programs for each processor."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from tests.faults.hosts import Faulty, FaultyHost, alive
 
 MEMORY_BYTES = 256 << 20
 REACH_TIMEOUT_S = 90.0
+AFTER_ANSWER_S = 15.0
+"""The last boundaries of a migration come after its caller has been answered."""
 FAULT_S = 1.5
 """How long a freeze or a full disk lasts."""
 SETTLE_TIMEOUT_S = 90.0
@@ -136,6 +138,25 @@ class Trial:
         self.hosts.gate.begin(boundary)
         self._thread = threading.Thread(target=self._migrate, daemon=True)
         self._thread.start()
+
+    def reaches_boundary(self) -> bool:
+        """Wait until somebody stands at the boundary; False if it ends before, or hangs."""
+        deadline_s = time.monotonic() + REACH_TIMEOUT_S
+        while not self.hosts.gate.wait_held(0.2):
+            if time.monotonic() > deadline_s:
+                return False
+            if self._thread is not None and not self._thread.is_alive():
+                # What comes after the caller's answer is a boundary, too.
+                return self.hosts.gate.wait_held(AFTER_ANSWER_S)
+        return True
+
+    def whereabouts(self) -> str:
+        """How far the migration has come, for a message."""
+        last = self.hosts.gate.trace[-1] if self.hosts.gate.trace else "nothing"
+        with suppress(OptmigError, Stuck):
+            status = within(lambda: self.hosts.alpha.client.status(self.enclave))
+            return f"the caller was told {self._caller}, the last was {last}, alpha says {status}"
+        return f"the caller was told {self._caller}, the last was {last}, alpha says nothing"
 
     def strike(self, fault: str) -> bool:
         """Do harm; False if there is nothing to be harmed now."""
@@ -333,13 +354,9 @@ class Trial:
 
     def _judge_agreement(self, cell: Cell) -> None:
         """Both hosts say the same of it, and the caller was told nothing else."""
-        said = []
-        for host in (self.hosts.alpha, self.hosts.beta):
-            try:
-                status = within(lambda h=host: h.client.status(self.enclave))  # type: ignore[misc]
-                said.append((status["state"], status["host"], status["exit_status"]))
-            except UnknownEnclave:
-                continue  # it never had it
+        said = self._said_by_both()
+        if len(set(said)) != 1:
+            said = self._said_by_both()  # the program may have ended between the two questions
         if len(set(said)) != 1:
             cell.violations.append(f"the hosts disagree: {said}")
         told = self._caller[0] if self._caller else "nothing"
@@ -349,15 +366,29 @@ class Trial:
         if certain and cell.outcome == "B":
             cell.violations.append(f"the caller was told {told}, but it runs on beta")
 
+    def _said_by_both(self) -> list[tuple[str, str, int | None]]:
+        """State, host and exit status as each host gives them; a host may never have had it."""
+        said = []
+        for host in (self.hosts.alpha, self.hosts.beta):
+            with suppress(UnknownEnclave):
+                status = within(lambda h=host: h.client.status(self.enclave))  # type: ignore[misc]
+                said.append((status["state"], status["host"], status["exit_status"]))
+        return said
+
     def _judge_processes(self, cell: Cell) -> None:
         """Exactly one process of the program is left, on the right host, and it goes on."""
         expected = {"A": ["alpha"], "B": ["beta"]}.get(cell.outcome, [])
-        if not self._wait(lambda: self._names() == expected, 15.0):
+        if not self._wait(lambda: self._names() == expected or self._ended_meanwhile(), 15.0):
             cell.violations.append(f"expected processes on {expected}, found {self._names()}")
         if expected and self._keeps_ledger:
             steps = self.ledger.steps()
             if not self._wait(lambda: self.ledger.steps() > steps, 10.0):
                 cell.violations.append("it stands still")
+
+    def _ended_meanwhile(self) -> bool:
+        """Whether it is a program that ends by itself, and has, as it should."""
+        ends = {(state, status) for state, _, status in self._said_by_both()}
+        return not self._keeps_ledger and ends == {("exited", self._work.exit_status)}
 
     def _names(self) -> list[str]:
         return sorted(self.hosts.programs(self.enclave).values())
@@ -405,9 +436,9 @@ def run_cell(
     try:
         trial.launch()
         trial.begin(boundary)
-        if not hosts.gate.wait_held(REACH_TIMEOUT_S):
+        if not trial.reaches_boundary():
             cell.outcome = "not reached"
-            cell.violations.append("the boundary was not reached")
+            cell.violations.append(f"the boundary was not reached: {trial.whereabouts()}")
             return cell
         struck = [trial.strike(faults[0])]
         if gap_s:
