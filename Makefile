@@ -54,6 +54,7 @@ bench: $(VENV)/.run
 	$(BIN)/python -m optmigd.bench.syscost
 	$(BIN)/python -m optmigd.bench.compute
 	$(BIN)/python -m optmigd.bench.tracker
+	$(BIN)/python -m optmigd.bench.quiesce
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak -s --timeout 0 tests/migration tests/faults

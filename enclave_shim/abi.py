@@ -230,7 +230,7 @@ RT_THREAD = np.dtype(
         ("quiesces", "<u8"),
         ("cpu_offset_ns", "<i8"),
         ("affinity_bytes", "<u4"),
-        ("pad", "<u4"),
+        ("late", "<u4"),
         ("affinity", "<u8", (RT_AFFINITY_WORDS,)),
         ("name", "S16"),
         ("stack_top", "<u8"),

@@ -13,6 +13,7 @@ _libc.syscall.restype = ctypes.c_long
 _libc.getauxval.restype = ctypes.c_ulong
 
 SYS_FUTEX = 202  # x86-64
+SYS_TGKILL = 234
 SYS_FSOPEN = 430
 SYS_FSCONFIG = 431
 SYS_FSMOUNT = 432
@@ -58,6 +59,21 @@ def futex_wake_all(address: int) -> int:
             ctypes.c_int(0),
         ),
         "futex",
+    )
+
+
+def signal_thread(pid: int, tid: int, number: int) -> None:
+    """Send a signal to one thread of a process.
+
+    Raises:
+        ProcessLookupError: the process has no such thread.
+
+    """
+    _check(
+        _libc.syscall(
+            ctypes.c_long(SYS_TGKILL), ctypes.c_int(pid), ctypes.c_int(tid), ctypes.c_int(number)
+        ),
+        "tgkill",
     )
 
 

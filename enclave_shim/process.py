@@ -5,8 +5,9 @@ an eventfd that the runtime raises after every change of state; the agent wakes 
 futex. The process is a child of the keeper, so it outlives an agent that crashes.
 
 Quiescing: `quiesce_seq` is set apart from `resume_seq`, then the quiesce signal makes every thread
-save its registers into the arena and wait on `resume_seq`. When the last one is parked the runtime
-says `PARKED`; from then on nothing writes to the arena until `resume`.
+save its registers into the arena and wait on `resume_seq`. The first one that is parked sends the
+signal to all others. When the last one is parked the runtime says `PARKED`; from then on nothing
+writes to the arena until `resume`.
 """
 
 import array
@@ -17,7 +18,7 @@ from contextlib import suppress
 
 import trio
 
-from optmigd.enclave_shim import abi
+from optmigd.enclave_shim import abi, linux
 from optmigd.enclave_shim.abi import Command, RtState
 from optmigd.enclave_shim.arena import Arena, Control
 from optmigd.enclave_shim.kept import KeeperClient
@@ -202,6 +203,7 @@ class Process:
             self.ctl["quiesce_seq"] = (self.ctl["resume_seq"] + 1) & 0xFFFFFFFF
             try:
                 signal.pidfd_send_signal(self._pidfd, abi.QUIESCE_SIGNAL)
+                self._signal_threads()
             except ProcessLookupError:
                 await self.exited.wait()
             await self._until(RtState.PARKED)
@@ -210,6 +212,20 @@ class Process:
                 f"the program did not stop within {timeout_s:g} s: "
                 f"{self.ctl['parked']} of {self.ctl['threads']} threads parked"
             )
+
+    def _signal_threads(self) -> None:
+        """Send the quiesce signal to one thread after the other until one is parked.
+
+        The kernel gives a process's signal to its first thread, even if another one has a processor
+        and the first waits for one: among threads that compute that can take as many time slices as
+        there are threads. One that runs is interrupted at once, and sends the signal to the others.
+        """
+        threads = self.arena.rt_state["threads"]
+        for tid in threads["tid"][threads["used"] != 0].tolist():
+            if self.ctl["parked"]:
+                return
+            with suppress(OSError):  # it is about to begin or to end, and looks by itself
+                linux.signal_thread(self.pid, tid, abi.QUIESCE_SIGNAL)
 
     def resume(self) -> None:
         """Let parked threads run on; does nothing if none was asked to park."""

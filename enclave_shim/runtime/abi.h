@@ -209,7 +209,8 @@ struct rt_thread {
   u64 pending;  /* signals pending for the thread when parked */
   u64 quiesces; /* how often it parked */
   i64 cpu_offset_ns;
-  u32 affinity_bytes, pad; /* 0: the program has set none */
+  u32 affinity_bytes; /* 0: the program has set none */
+  u32 late;           /* was sent a signal while the threads parked */
   u64 affinity[RT_AFFINITY_WORDS];
   char name[16];
   u64 stack_top;                                 /* of the program's own stack */

@@ -185,8 +185,13 @@ i64 sys_kill(struct call *c) {
 }
 
 static i64 to_thread(i64 vtid, u64 sig) {
-  const struct rt_thread *t = rt_thread_of(vtid);
-  return t ? raw3(__NR_tgkill, raw0(__NR_getpid), t->tid, sig) : -3;
+  struct rt_thread *t = rt_thread_of(vtid);
+  if (!t)
+    return -3;
+  i64 r = raw3(__NR_tgkill, raw0(__NR_getpid), t->tid, sig);
+  if (CTL->quiesce_seq != CTL->resume_seq)
+    t->late = 1; /* it may have parked before */
+  return r;
 }
 
 i64 sys_tkill(struct call *c) {
@@ -215,20 +220,74 @@ void rt_timers_start(void) {
       raw3(__NR_setitimer, i, RT->itimer[i], 0);
 }
 
-/* The kernel tells a thread's own pending signals and the process's together. */
+/* ---- pending signals ----
+ *
+ * Threads park one after the other, and those that still run go on sending signals and taking those of
+ * the process. So what counts is what is pending when the last one is parked, and that the kernel tells
+ * in /proc only. It is read if there can be any: a thread had one when it parked, was sent one since
+ * (`late`), or the last thread has one; else nothing is pending. */
+
 void rt_signals_save_thread(struct rt_thread *t) {
-  raw2(__NR_rt_sigpending, &t->pending, 8);
+  raw2(__NR_rt_sigpending, &t->pending, 8); /* the thread's own, and the process's */
   t->pending &= ~RUNTIME_SIGNALS;
 }
 
-/* What is pending for every thread is pending for the process. */
+/* The set that stands behind a name in the text of a file `status`. */
+static u64 set_after(const char *text, const char *name) {
+  u64 length = rt_strlen(name), set = 0;
+  for (; *text; text++) {
+    u64 i = 0;
+    while (i < length && text[i] == name[i])
+      i++;
+    if (i < length)
+      continue;
+    for (text += length; *text && *text != '\n'; text++)
+      set = set << 4 | (u64)(*text <= '9' ? *text - '0' : *text - 'a' + 10);
+    return set & ~RUNTIME_SIGNALS;
+  }
+  return 0;
+}
+
+/* What is pending now for a thread alone and for the process; 0 if the kernel does not tell. */
+static int pending_now(i32 tid, u64 *own, u64 *shared) {
+  char text[PAGE_BYTES], digits[12], *to = text;
+  static const char before[] = "/proc/self/task/", after[] = "/status";
+  int n = 0;
+  rt_copy(to, before, sizeof before - 1);
+  to += sizeof before - 1;
+  do
+    digits[n++] = (char)('0' + tid % 10);
+  while (tid /= 10);
+  while (n)
+    *to++ = digits[--n];
+  rt_copy(to, after, sizeof after);
+  i64 fd = raw4(__NR_openat, -100, text, O_CLOEXEC, 0);
+  if (IS_ERR(fd))
+    return 0;
+  i64 bytes = raw3(__NR_read, fd, text, sizeof text - 1);
+  raw1(__NR_close, fd);
+  text[bytes > 0 ? bytes : 0] = 0;
+  *own = set_after(text, "\nSigPnd:\t");
+  *shared = set_after(text, "\nShdPnd:\t");
+  return bytes > 0;
+}
+
+static void save_pending(void) {
+  u64 mine = 0, own = 0, shared = 0;
+  raw2(__NR_rt_sigpending, &mine, 8);
+  RT->proc_pending = 0;
+  if (mine & ~RUNTIME_SIGNALS && pending_now((i32)raw0(__NR_gettid), &own, &shared))
+    RT->proc_pending = shared;
+  for (u32 i = 0; i < RT_MAX_THREADS; i++) {
+    struct rt_thread *t = &RT->threads[i];
+    if (t->used && (t->late || t->pending) && pending_now(t->tid, &own, &shared))
+      t->pending = own;
+    t->late = 0;
+  }
+}
+
 void rt_signals_save(void) {
-  RT->proc_pending = ~RUNTIME_SIGNALS;
-  for (u32 i = 0; i < RT_MAX_THREADS; i++)
-    if (RT->threads[i].used)
-      RT->proc_pending &= RT->threads[i].pending;
-  for (u32 i = 0; i < RT_MAX_THREADS; i++)
-    RT->threads[i].pending &= ~RT->proc_pending;
+  save_pending();
   for (int sig = 1; sig <= 64; sig++) {
     struct kernel_sigaction k;
     if (RT->sigactions[sig].flags & SA_RESETHAND && !IS_ERR(raw4(__NR_rt_sigaction, sig, 0, &k, 8)) &&
