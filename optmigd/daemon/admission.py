@@ -1,8 +1,8 @@
 """Whether an offered enclave may come: every reason against it at once, and its image."""
 
 from optmigd.config import Peer
-from optmigd.daemon.capacity import limit_blocker, memory_blocker
-from optmigd.daemon.host import Host
+from optmigd.daemon.capacity import limit_blocker, memory_blocker, memory_settles
+from optmigd.daemon.host import Host, Incoming
 from optmigd.daemon.link import Link
 from optmigd.daemon.registry import check_enclave_id
 from optmigd.protocol.blockers import Blocker
@@ -19,22 +19,12 @@ def admission_blockers(host: Host, peer: Peer, offer: Offer) -> list[Blocker]:
         EnclaveError: the offered id is none.
     """
     check_enclave_id(offer.enclave)
-    others = [
-        incoming
-        for incoming in host.incoming.values()
-        if not incoming.owned
-        and not incoming.turned_away
-        and incoming.record.migration_id != offer.migration_id
-    ]
     found = [
         _clash(host, peer, offer),
         limit_blocker(host.name, host.settings.limits, host.registry.live(), offer.memory_bytes),
-        memory_blocker(
-            host.name,
-            offer.resident_bytes,
-            [(incoming.resident_bytes, incoming.agent_pid) for incoming in others],
-        ),
+        _memory_blocker(host, offer),
     ]
+    others = _others(host, offer)
     if len(others) >= host.settings.limits.max_incoming:
         text = (
             f"{len(others)} enclaves are on their way to host {host.name}, limits.max_incoming "
@@ -51,6 +41,14 @@ def admission_blockers(host: Host, peer: Peer, offer: Offer) -> list[Blocker]:
             )
         )
     return [blocker for blocker in found if blocker is not None]
+
+
+async def memory_comes_free(host: Host, offer: Offer) -> None:
+    """Wait while this host lacks memory for the enclave, but is getting some back.
+
+    An enclave that goes back where it has just left finds the host giving back what it had.
+    """
+    await memory_settles(lambda: _memory_blocker(host, offer) is None)
 
 
 def is_busy(blockers: list[Blocker]) -> bool:
@@ -87,6 +85,21 @@ async def fetch_image(host: Host, link: Link, offer: Offer) -> None:
         return chunk.offset, chunk.content, chunk.last
 
     await host.images.receive(offer.image_sha256, offer.image_bytes, next_chunk)
+
+
+def _others(host: Host, offer: Offer) -> list[Incoming]:
+    return [
+        incoming
+        for incoming in host.incoming.values()
+        if not incoming.owned
+        and not incoming.turned_away
+        and incoming.record.migration_id != offer.migration_id
+    ]
+
+
+def _memory_blocker(host: Host, offer: Offer) -> Blocker | None:
+    promised = [(one.resident_bytes, one.agent_pid) for one in _others(host, offer)]
+    return memory_blocker(host.name, offer.resident_bytes, promised)
 
 
 def _image_fits(host: Host, offer: Offer) -> bool:

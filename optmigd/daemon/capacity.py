@@ -1,7 +1,9 @@
 """Whether this host has room for one more enclave."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import trio
 
 from optmigd.config import LimitSettings
 from optmigd.daemon.registry import Instance
@@ -10,6 +12,11 @@ from optmigd.protocol.errors import EnclaveError
 
 AGENT_BYTES = 300 << 20
 """What a shim agent may take beside the arena."""
+
+SETTLE_S = 10.0
+"""A kernel takes a few GiB a second back."""
+SETTLE_STEP_S = 0.25
+SETTLE_STEP_BYTES = 32 << 20
 
 _PAGE_BYTES = 4096
 
@@ -29,17 +36,35 @@ def memory_blocker(
         max(0, resident_bytes + AGENT_BYTES - _shared_bytes(pid))
         for resident_bytes, pid in incoming
     )
-    available_bytes = _meminfo("MemAvailable")
-    missing_bytes = needed_bytes + AGENT_BYTES + promised_bytes - available_bytes
+    found_bytes = available_bytes()
+    missing_bytes = needed_bytes + AGENT_BYTES + promised_bytes - found_bytes
     if missing_bytes <= 0:
         return None
     return Blocker(
         "memory",
         host_name,
         f"expected {needed_bytes + AGENT_BYTES} bytes of free memory on host {host_name}, found "
-        f"{available_bytes}, of which {promised_bytes} are promised to others on their way: free "
+        f"{found_bytes}, of which {promised_bytes} are promised to others on their way: free "
         f"{missing_bytes} bytes there or choose another host",
     )
+
+
+def available_bytes() -> int:
+    """What the kernel says a new program could take without swapping."""
+    return _meminfo("MemAvailable")
+
+
+async def memory_settles(enough: Callable[[], bool]) -> None:
+    """Wait while memory comes free, as of an enclave that has just left, unless there is enough.
+
+    Cancellation is safe.
+    """
+    with trio.move_on_after(SETTLE_S):
+        while not enough():
+            before_bytes = available_bytes()
+            await trio.sleep(SETTLE_STEP_S)  # the kernel tells of no memory that comes free
+            if available_bytes() < before_bytes + SETTLE_STEP_BYTES:
+                return
 
 
 def limit_blocker(

@@ -12,7 +12,13 @@ import structlog
 import trio
 
 from optmigd.config import Peer
-from optmigd.daemon.admission import admission_blockers, can_rehearse, fetch_image, is_busy
+from optmigd.daemon.admission import (
+    admission_blockers,
+    can_rehearse,
+    fetch_image,
+    is_busy,
+    memory_comes_free,
+)
 from optmigd.daemon.agents import CONNECTION_LOST, Agent, AgentConnectionLost, Event
 from optmigd.daemon.answers import Params, param
 from optmigd.daemon.host import Host, now_s
@@ -105,6 +111,7 @@ class Arrival:
         Raises:
             OptmigError: it cannot come, for a reason that is no blocker.
         """
+        await memory_comes_free(self._host, offer)
         blockers = admission_blockers(self._host, self._peer, offer)
         self._record.dry_run = offer.dry_run or bool(blockers)
         if blockers:

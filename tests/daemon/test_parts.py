@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from optmigd.config import Peer, load_settings
-from optmigd.daemon.capacity import AGENT_BYTES, memory_blocker
+from optmigd.daemon.capacity import AGENT_BYTES, memory_blocker, memory_settles
 from optmigd.daemon.events import BOUND, EventHub
 from optmigd.daemon.images import CHUNK_BYTES, ImageStore
 from optmigd.daemon.journal import InstanceRow, Journal, MigrationRow
@@ -227,6 +227,20 @@ def test_memory_counts_what_is_promised(monkeypatch: pytest.MonkeyPatch) -> None
     assert memory_blocker("b", 4 * gib, []) is not None
     promised = memory_blocker("b", 3 * gib, [(gib, None)])
     assert promised is not None and f"{gib + AGENT_BYTES} are promised" in promised.message
+
+
+async def test_memory_that_comes_free_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    gib = 1 << 30
+    available = iter([1 * gib, 2 * gib, 2 * gib, 3 * gib, 3 * gib, 3 * gib])
+    monkeypatch.setattr("optmigd.daemon.capacity._meminfo", lambda _: next(available))
+    asked = iter([False, False, True])
+    await memory_settles(lambda: next(asked))
+    assert next(asked, None) is None
+
+    await memory_settles(lambda: False)  # nothing comes free any more
+    assert next(available, None) is None
 
 
 async def test_a_data_stream_begins_with_its_ticket(nursery: trio.Nursery) -> None:
