@@ -34,7 +34,12 @@ _EXECUTABLE = 4
 
 
 def compile_source(
-    compiler: Sequence[str], source: str, options: Sequence[str], output: Path
+    compiler: Sequence[str],
+    source: str,
+    options: Sequence[str],
+    output: Path,
+    *,
+    library: bool = False,
 ) -> int:
     """Compile one source to an object with marks; returns the compiler's exit status.
 
@@ -43,6 +48,7 @@ def compile_source(
         source: as named on the command line.
         options: the command line's other words, without `-c`, `-o` and sources.
         output: the object.
+        library: as for `instrument`.
     """
     with tempfile.TemporaryDirectory(prefix="optmig-cc-") as name:
         ir = Path(name) / "module.ll"
@@ -59,7 +65,7 @@ def compile_source(
         )
         if made.returncode:
             return made.returncode
-        marked = instrument(ir.read_text(), source)
+        marked = instrument(ir.read_text(), source, library=library)
         ir.write_text(marked.text)
         return compile_ir(compiler, options, ir, output)
 

@@ -103,7 +103,7 @@ def _objects(
     for source, text in sources.items():
         digest.update(f"{source} {len(text)}\0".encode() + text)
     if marks:
-        digest.update(pass_digest())
+        digest.update(b"as a library" + pass_digest())
     folder = cache_root() / f"{name}-{digest.hexdigest()[:24]}"
     if not folder.is_dir():
         _compile([*compiler, *flags], sources, folder, marks=marks)
@@ -135,7 +135,11 @@ def _compile(
             if name.endswith(".c"):
                 if marks:
                     status = compile_source(
-                        compiler, str(work / name), [f"-I{work}"], work / f"{name}.o"
+                        compiler,
+                        str(work / name),
+                        [f"-I{work}"],
+                        work / f"{name}.o",
+                        library=True,
                     )
                     if status:
                         raise subprocess.CalledProcessError(status, compiler)

@@ -181,14 +181,16 @@ class Trial:
             else:
                 self._freeze(host.pid)
             return True
-        pids = self._victims(what, host)
-        for pid in pids:
-            if kind == "kill":
-                os.kill(pid, signal.SIGKILL)
-                self._wait(lambda pid=pid: not alive(pid), 5.0)  # type: ignore[misc]
-            else:
-                self._freeze(pid)
-        return bool(pids)
+        struck = False
+        for pid in self._victims(what, host):
+            with suppress(ProcessLookupError):  # it has ended by itself
+                if kind == "kill":
+                    os.kill(pid, signal.SIGKILL)
+                    self._wait(lambda pid=pid: not alive(pid), 5.0)  # type: ignore[misc]
+                else:
+                    self._freeze(pid)
+                struck = True
+        return struck
 
     def mend(self) -> None:
         """Undo what does not last for ever: thaw, give space back, start daemons again."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from optmigd.bench.programs import build
+from optmigd.bench.programs import build, build_workload
 from optmigd.enclave_shim.image import load
 from optmigd.enclave_shim.toolchain.cc import run
 from tests.conftest import PROGRAMS
@@ -46,6 +46,17 @@ async def test_the_marks_miss_nothing_that_the_kernel_sees(
     program = build(PROGRAMS / f"{name}.c", tmp_path, "-pthread", "-w", marks=True)
     args = [one.format(seed=seed) for one in arguments]
     found = await compared(program.image, args, seconds, tmp_path)
+    assert found["missed"] == []
+    assert found["rounds"] >= 5
+    assert found["kernel_pages"] > 100
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(50.0, marks=pytest.mark.soak)])
+async def test_the_marks_miss_nothing_of_openmp(seconds: float, tmp_path: Path) -> None:
+    program = build_workload("pagerank", tmp_path, marks=True)
+    assert load(str(program.image)).mark_blockers == ()
+    found = await compared(program.image, ["pagerank", "32", "100000"], seconds, tmp_path)
     assert found["missed"] == []
     assert found["rounds"] >= 5
     assert found["kernel_pages"] > 100

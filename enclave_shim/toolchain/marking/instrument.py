@@ -41,7 +41,8 @@ def instrument(text: str, name: str, *, library: bool = False) -> Marked:
     Args:
         text: optimised LLVM IR.
         name: of its source, for the blockers.
-        library: it is part of libc, whose assembly is known; nothing is recorded in it.
+        library: it is part of libc or of the OpenMP runtime, whose assembly is known to write to
+            the stack alone; nothing is recorded in it.
     """
     text = _NONTEMPORAL.sub("", text)
     module = parse(text)
