@@ -1,4 +1,8 @@
-"""Sixty-four threads that wait in every way there is, moved: no wake-up is lost or made up."""
+"""Sixty-four threads that wait in every way there is, moved: no wake-up is lost or made up.
+
+Once they wait most of the time; once more of them compute than there are processors, so that a move
+also stops them with a lock half taken, or as they begin and end.
+"""
 
 import secrets
 from pathlib import Path
@@ -11,34 +15,38 @@ from tests.support.journeys import Journey, answer_line, native_run
 
 THREADS = 64
 MEMORY_BYTES = 1 << 30  # their stacks are 8 MiB each
+WAYS: dict[str, list[str]] = {"waiting": [], "computing": ["busy"]}
 
 
+@pytest.mark.parametrize("way", WAYS)
 def test_a_crowd_that_nobody_moves_answers_as_natively(
-    program: BuildProgram, pair: tuple[Host, Host], tmp_path: Path
+    way: str, program: BuildProgram, pair: tuple[Host, Host], tmp_path: Path
 ) -> None:
-    args = [str(THREADS), "30"]
+    args = [str(THREADS), "30", *WAYS[way]]
     expected = native_run(program("crowd"), args, tmp_path / "native")
     client = pair[0].client
-    client.launch(program("crowd").image, enclave="at-home", memory_bytes=MEMORY_BYTES, args=args)
-    status = client.wait("at-home")["exit_status"]
-    assert (status, answer_line(b"".join(client.logs("at-home")))) == expected
+    enclave = f"at-home-{way}"
+    client.launch(program("crowd").image, enclave=enclave, memory_bytes=MEMORY_BYTES, args=args)
+    status = client.wait(enclave)["exit_status"]
+    assert (status, answer_line(b"".join(client.logs(enclave)))) == expected
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("moves", [4, pytest.param(20, marks=pytest.mark.soak)])
 def test_sixty_four_threads_moved(
-    moves: int, program: BuildProgram, pair: tuple[Host, Host], tmp_path: Path
+    moves: int, way: str, program: BuildProgram, fresh_pair: tuple[Host, Host], tmp_path: Path
 ) -> None:
     seed = secrets.randbits(32)
     print(f"seed {seed}")
     own = tmp_path / "own"
     own.mkdir()
-    journey = Journey(pair, f"crowd-{seed}", seed)
+    journey = Journey(fresh_pair, f"crowd-{way}-{seed}", seed)
     journey.here.client.launch(
         program("crowd").image,
         enclave=journey.enclave,
         memory_bytes=MEMORY_BYTES,
-        args=[str(THREADS), "0"],
+        args=[str(THREADS), "0", *WAYS[way]],
         dir=own,
     )
     for number in range(moves):

@@ -2,7 +2,8 @@
  * semaphore, a bare futex through them all, sleep, a pipe, a signal; and that begin and end all the time,
  * joined and detached, with thread-local storage, keys with destructors and pthread_once. Every wake-up
  * is counted: one that is lost stops the program for ever, one too many shows in the answer.
- * usage: crowd THREADS ROUNDS; ROUNDS 0: until there is a file named `stop` */
+ * usage: crowd THREADS ROUNDS [busy]; ROUNDS 0: until there is a file named `stop`; busy: so many of
+ * them compute at any time that no processor is free, and any of them may be stopped anywhere */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
@@ -40,6 +41,7 @@ struct group {
 };
 
 static unsigned threads, rounds, groups;
+static int busy;
 static atomic_uint gone;
 static struct group *all;
 static atomic_ulong total, destroyed, begun, once_runs, signals_heard;
@@ -76,6 +78,15 @@ static void *brief(void *argument) {
 static void nap(long ns) {
   struct timespec left = {0, ns};
   MUST(nanosleep(&left, NULL) == 0);
+}
+
+/* Most of them sleep most of the time; if they are busy, one of each group computes at any time, which
+ * leaves some processor to those who move them. */
+static unsigned long pass_time(unsigned number, unsigned round) {
+  if (busy && (number + round) % GROUP == 0)
+    return work(number + round + 1, 2000000);
+  nap(10000000);
+  return 0;
 }
 
 /* Each in turn: a condition variable that is lost stops all of them. */
@@ -120,7 +131,8 @@ static void read_and_write(struct group *g, unsigned me, unsigned round) {
 static void talk(struct group *g, unsigned me) {
   char byte = 1;
   if (me % 2) {
-    nap(200000);
+    if (!busy)
+      nap(200000);
     MUST(write(g->pipe[1], &byte, 1) == 1);
   } else {
     MUST(read(g->pipe[0], &byte, 1) == 1);
@@ -157,7 +169,7 @@ static void *member(void *argument) {
     talk(g, me);
     if (round % 8 == me)
       lend(number, round);
-    nap(10000000); /* most of them wait most of the time */
+    sum += pass_time(number, round);
     MUST(own == number);
     pthread_barrier_wait(&g->meeting);
   }
@@ -205,6 +217,7 @@ static void set_up(struct group *g) {
 int main(int argc, char **argv) {
   groups = argc > 1 ? (unsigned)atoi(argv[1]) / GROUP : 8;
   rounds = argc > 2 ? (unsigned)atoi(argv[2]) : 100;
+  busy = argc > 3;
   groups = groups ? groups : 1;
   threads = groups * GROUP;
   sigset_t set;
