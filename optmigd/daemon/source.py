@@ -128,7 +128,12 @@ class Attempt:
         """
         agent = self._instance.live_agent()
         status = await agent.request("status")
-        self.blockers = blockers_from_fields(status.get("blockers"))
+        self.blockers = [
+            blocker
+            for blocker in blockers_from_fields(status.get("blockers"))
+            # What stands still while it is copied needs no tracker.
+            if blocker.code != "tracker" or self._options.mode != "stop-and-copy"
+        ]
         self.link = link = await self._host.dial(self._peer)
         tickets = await self._agree(link, status)
         self._hooks.accepted()

@@ -84,8 +84,8 @@ static void nap(long ns) {
  * leaves some processor to those who move them. */
 static unsigned long pass_time(unsigned number, unsigned round) {
   if (busy && (number + round) % GROUP == 0)
-    return work(number + round + 1, 500000);
-  nap(busy ? 1000000 : 10000000);
+    return work(number + round + 1, 2000000);
+  nap(10000000);
   return 0;
 }
 

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/uio.h>
@@ -372,6 +373,38 @@ WAY calls(void) {
   munmap(map, 90000);
 }
 
+/* The kernel puts what comes from a pipe or a pair of sockets straight into the program's memory. */
+WAY messages(void) {
+  static char sent[6000];
+  int tube[2], pair[2], ends[2];
+  memset(sent, (int)next(), sizeof sent);
+  if (pipe(tube) || socketpair(AF_UNIX, SOCK_STREAM, 0, pair) || socketpair(AF_UNIX, SOCK_DGRAM, 0, ends))
+    exit(7);
+  struct iovec parts[3] = {{place(1500, 1), 1500}, {place(1, 1), 1}, {place(2500, 1), 2500}};
+  if (write(tube[1], sent, 6000) != 6000 || read(tube[0], place(1999, 1), 1999) != 1999 ||
+      readv(tube[0], parts, 3) != 4001)
+    exit(8);
+  if (send(pair[0], sent, 6000, 0) != 6000 || recv(pair[1], place(900, 1), 900, MSG_PEEK) != 900 ||
+      recv(pair[1], place(900, 1), 900, 0) != 900 || read(pair[1], place(1099, 1), 1099) != 1099 ||
+      readv(pair[1], parts, 3) != 4001)
+    exit(9);
+  static socklen_t name_bytes;
+  name_bytes = sizeof(struct sockaddr_storage);
+  if (send(ends[0], sent, 700, 0) != 700 ||
+      recvfrom(ends[1], place(700, 1), 700, 0, place(sizeof(struct sockaddr_storage), 8), &name_bytes) != 700)
+    exit(10);
+  static struct msghdr head;
+  head = (struct msghdr){.msg_iov = parts, .msg_iovlen = 3};
+  if (send(ends[0], sent, 4500, 0) != 4500 || recvmsg(ends[1], &head, 0) != 4001 ||
+      !(head.msg_flags & MSG_TRUNC))
+    exit(11);
+  for (int i = 0; i < 2; i++) {
+    close(tube[i]);
+    close(pair[i]);
+    close(ends[i]);
+  }
+}
+
 /* ---- control flow ---- */
 
 static volatile sig_atomic_t handled;
@@ -436,8 +469,8 @@ int main(int argc, char **argv) {
   memory = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED)
     return 1;
-  static void (*const ways[])(void) = {widths, floating, structs, blocks, strings, library,
-                                       loops,  vectors,  atomics, calls,  signals, others};
+  static void (*const ways[])(void) = {widths,  floating, structs, blocks,   strings, library, loops,
+                                       vectors, atomics,  calls,   messages, signals, others};
   long pause_us = argc > 3 ? strtol(argv[3], NULL, 0) : 0;
   long only = argc > 4 ? strtol(argv[4], NULL, 0) : -1;
   for (long i = 0; i < rounds; i++) {
