@@ -22,7 +22,10 @@ ASSEMBLY = {".s", ".S", ".sx"}
 # Options that matter when IR becomes an object; all others have had their effect.
 _CODE = ("-O", "-m", "-f", "-g", "-W", "-w")
 _NOT_CODE = ("-flto", "-fopenmp", "-fsyntax", "-fprofile", "-MD", "-MMD")
-_DEPENDENCIES = {"-MD", "-MMD"}
+# With a file of dependencies as well the compiler writes no IR, so that is asked for separately.
+_DEPENDENCIES = {"-MD": "-M", "-MMD": "-MM"}
+_OF_DEPENDENCIES = {"-MP", "-MG"}
+_OF_DEPENDENCIES_WITH_WORD = {"-MF", "-MT", "-MQ"}
 _LIBRARIES = ("c", "m", "pthread", "dl", "rt", "util", "crypt", "xnet", "resolv", "gcc")
 _CXX_LIBRARIES = ("stdc++", "c++", "c++abi", "unwind")
 _OURS = {f"-l{name}" for name in (*_LIBRARIES, *_CXX_LIBRARIES)}
@@ -53,12 +56,13 @@ def compile_source(
     with tempfile.TemporaryDirectory(prefix="optmig-cc-") as name:
         ir = Path(name) / "module.ll"
         language = [] if Path(source).suffix in SOURCES else ["-x", "c"]
-        asked = [one for one in options if not one.startswith("-flto")]
-        if _DEPENDENCIES & set(asked):
-            if "-MF" not in asked:
-                asked += ["-MF", str(output.with_suffix(".d"))]
-            if not {"-MT", "-MQ"} & set(asked):
-                asked += ["-MT", str(output)]
+        kept = [one for one in options if not one.startswith("-flto")]
+        asked, dependencies = split_dependencies(kept, output)
+        if dependencies:
+            command = [*compiler, *asked, *dependencies, *_QUIET, *language, source]
+            told = subprocess.run(command, check=False)
+            if told.returncode:
+                return told.returncode
         made = subprocess.run(
             [*compiler, *asked, *_QUIET, *language, source, "-S", "-emit-llvm", "-o", str(ir)],
             check=False,
@@ -68,6 +72,40 @@ def compile_source(
         marked = instrument(ir.read_text(), source, library=library)
         ir.write_text(marked.text)
         return compile_ir(compiler, options, ir, output)
+
+
+def split_dependencies(options: Sequence[str], output: Path) -> tuple[list[str], list[str]]:
+    """The options of a compilation without, and those of a run that only lists, its dependencies.
+
+    Args:
+        options: the command line's.
+        output: the object that the compilation makes, which names the list and stands in it.
+
+    """
+    rest: list[str] = []
+    listing: list[str] = []
+    how = ""
+    words = iter(options)
+    for word in words:
+        pieces = word.split(",")
+        if pieces[0] == "-Wp" and len(pieces) == 3 and pieces[1] in _DEPENDENCIES:
+            how = _DEPENDENCIES[pieces[1]]
+            listing += ["-MF", pieces[2]]
+        elif word in _DEPENDENCIES:
+            how = _DEPENDENCIES[word]
+        elif word in _OF_DEPENDENCIES:
+            listing.append(word)
+        elif word in _OF_DEPENDENCIES_WITH_WORD:
+            listing += [word, next(words, "")]
+        else:
+            rest.append(word)
+    if not how:
+        return rest, []
+    if "-MF" not in listing:
+        listing += ["-MF", str(output.with_suffix(".d"))]
+    if not {"-MT", "-MQ"} & set(listing):
+        listing += ["-MT", str(output)]
+    return rest, [how, *listing]
 
 
 def compile_ir(compiler: Sequence[str], options: Sequence[str], ir: Path, output: Path) -> int:

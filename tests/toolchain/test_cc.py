@@ -205,12 +205,14 @@ grep -q twice.h conftest.d
 """
 
 
-def test_what_configure_scripts_ask(sources: Path) -> None:
+@pytest.mark.timeout(600)  # the first marked build compiles libc
+@pytest.mark.parametrize("tracker", ["kernel", "compiler"])
+def test_what_configure_scripts_ask(tracker: str, sources: Path) -> None:
     (sources / "configure").write_text(CONFIGURE)
     done = subprocess.run(
         ["sh", "configure"],
         cwd=sources,
-        env=os.environ | {"CC": " ".join(CC), "CFLAGS": "-O2"},
+        env=os.environ | {"CC": " ".join([*CC, f"--tracker={tracker}"]), "CFLAGS": "-O2"},
         capture_output=True,
         text=True,
         check=False,
