@@ -214,7 +214,7 @@ RT_SIGACTION = np.dtype(
 
 RT_THREAD = np.dtype(
     [
-        ("used", "<u4"),
+        ("used", "<u4"),  # 0: free, 1: a thread, 2: one that ends
         ("vtid", "<i4"),
         ("tid", "<i4"),
         ("parked", "<u4"),

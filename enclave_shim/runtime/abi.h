@@ -197,8 +197,10 @@ struct rt_sigaction {
   u64 restorer;
 };
 
+enum rt_slot { RT_SLOT_FREE, RT_SLOT_USED, RT_SLOT_ENDS }; /* ends: no program code runs in it any more */
+
 struct rt_thread {
-  u32 used;
+  u32 used; /* enum rt_slot */
   i32 vtid; /* the id the program knows */
   i32 tid;  /* of this host */
   u32 parked;

@@ -101,9 +101,11 @@ static int in_runtime(u64 rip) {
   return rip >= (u64)__start_optmig_text && rip < (u64)__stop_optmig_text;
 }
 
-/* What is wrong with a parked thread, or 0. */
+/* What is wrong with a parked thread, or with one that ends, or 0. */
 static const char *damage_of(const struct rt_thread *t, u32 i, u64 features, u32 mask) {
   u64 low = ALT_STACKS_BASE + i * ALT_STACK_BYTES, end = low + ALT_STACK_BYTES;
+  if (t->used == RT_SLOT_ENDS)
+    return t->stack_low == low && t->stack_bytes == ALT_STACK_BYTES ? 0 : "the end of a thread is damaged";
   if (!t->parked || t->stack_low != low || t->stack_bytes != ALT_STACK_BYTES)
     return "the frame of a parked thread is damaged: its stack";
   if (t->frame < low + PAGE_BYTES || t->frame > end - sizeof(struct rt_ucontext) || t->frame & 7)
@@ -132,7 +134,7 @@ static void check_threads(void) {
     const struct rt_thread *t = &RT->threads[i];
     if (!t->used)
       continue;
-    threads++;
+    threads += t->used == RT_SLOT_USED;
     const char *damage = damage_of(t, i, features, mask);
     if (damage)
       rt_fail(E_INVAL, damage);

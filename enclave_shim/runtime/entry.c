@@ -368,7 +368,7 @@ static void init_state(struct boot *b) {
   s->rlimit_stack = b->stack_high - b->stack_low;
   s->thread_count = 1;
   struct rt_thread *t = &s->threads[0];
-  t->used = 1;
+  t->used = RT_SLOT_USED;
   t->vtid = s->vpid;
   t->stack_low = ALT_STACKS_BASE;
   t->stack_bytes = ALT_STACK_BYTES;

@@ -98,7 +98,7 @@ void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc
 /* The slot that the process's first thread takes over. */
 static struct rt_thread *first_thread(void) {
   struct rt_thread *t = RT->threads;
-  while (!t->used)
+  while (t->used != RT_SLOT_USED)
     t++;
   return t;
 }

@@ -280,7 +280,7 @@ static void save_pending(void) {
     RT->proc_pending = shared;
   for (u32 i = 0; i < RT_MAX_THREADS; i++) {
     struct rt_thread *t = &RT->threads[i];
-    if (t->used && (t->late || t->pending) && pending_now(t->tid, &own, &shared))
+    if (t->used == RT_SLOT_USED && (t->late || t->pending) && pending_now(t->tid, &own, &shared))
       t->pending = own;
     t->late = 0;
   }

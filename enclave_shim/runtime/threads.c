@@ -91,7 +91,7 @@ static struct rt_thread *take_slot(void) {
     t->stack_low = ALT_STACKS_BASE + i * ALT_STACK_BYTES;
     t->stack_bytes = ALT_STACK_BYTES;
     t->vtid = RT->next_vtid++;
-    t->used = 1;
+    t->used = RT_SLOT_USED;
     return t;
   }
   return 0;
@@ -156,6 +156,18 @@ i64 sys_clone(struct call *c) {
 
 /* The end of one thread. Its slot, and with it the stack this runs on, may be taken by another
  * thread as soon as it is free, so nothing may touch the stack after that. */
+static void __attribute__((noreturn)) leave(struct rt_thread *t, u64 status) {
+  __asm__ volatile("movl $0, %0\n"
+                   "syscall\n"
+                   "ud2"
+                   : "=m"(t->used)
+                   : "a"(__NR_exit), "D"(status)
+                   : "rcx", "r11", "memory");
+  __builtin_unreachable();
+}
+
+/* The last one to stop may be one that ends. Then all counts as parked before it has left its slot and the
+ * kernel has told whoever joins it; so the slot says how far it is, and on the next host it ends again. */
 i64 sys_exit(struct call *c) {
   if (__atomic_sub_fetch(&RT->thread_count, 1, __ATOMIC_SEQ_CST) == 0)
     return sys_exit_group(c);
@@ -165,14 +177,9 @@ i64 sys_exit(struct call *c) {
     c->self->out_at[0] = c->self->clear_child_tid;
     c->self->out_bytes[0] = 4;
   }
+  c->self->used = RT_SLOT_ENDS;
   rt_thread_stops();
-  __asm__ volatile("movl $0, %0\n"
-                   "syscall\n"
-                   "ud2"
-                   : "=m"(c->self->used)
-                   : "a"(__NR_exit), "D"(c->a)
-                   : "rcx", "r11", "memory");
-  __builtin_unreachable();
+  leave(c->self, c->a);
 }
 
 /* ---- on the next host ---- */
@@ -187,6 +194,13 @@ __attribute__((used, noreturn)) static void thread_returns(struct rt_thread *t) 
   rt_return_to_program(t);
 }
 
+__attribute__((used, noreturn)) static void thread_ends(struct rt_thread *t) {
+  raw1(__NR_set_tid_address, t->clear_child_tid);
+  while (CTL->state != RT_RUNNING)
+    raw4(__NR_futex, &CTL->state, FUTEX_WAIT, RT_PREPARED, 0);
+  leave(t, 0);
+}
+
 /* Make every thread but `mine` anew; each waits until the state is RT_RUNNING. */
 int rt_threads_restore(struct rt_thread *mine) {
   u32 started = 0;
@@ -196,11 +210,12 @@ int rt_threads_restore(struct rt_thread *mine) {
     struct rt_thread *t = &RT->threads[i];
     if (!t->used || t == mine)
       continue;
-    u64 flags = AS_A_THREAD | CLONE_SYSVSEM;
-    i64 r = start_thread(flags, t->frame - FRAME_SLACK_BYTES, 0, 0, thread_returns, t);
+    int ends = t->used == RT_SLOT_ENDS; /* it counts no more */
+    u64 stack = ends ? t->stack_low + t->stack_bytes : t->frame - FRAME_SLACK_BYTES;
+    i64 r = start_thread(AS_A_THREAD | CLONE_SYSVSEM, stack, 0, 0, ends ? thread_ends : thread_returns, t);
     if (IS_ERR(r))
       return (int)r;
-    started++;
+    started += !ends;
   }
   for (u32 seen; (seen = CTL->running) != started;)
     raw4(__NR_futex, &CTL->running, FUTEX_WAIT, seen, 0);

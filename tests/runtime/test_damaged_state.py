@@ -158,6 +158,29 @@ def test_what_was_not_damaged_runs_to_its_end(parked: Parked) -> None:
     )
 
 
+def test_a_thread_that_was_about_to_end_ends_here(parked: Parked) -> None:
+    arena = parked.arena()
+    slot, joined = arena.rt_state["threads"][5], 6 * ALT_STACK_BYTES + 64
+    slot["used"], slot["vtid"] = 2, 99
+    slot["stack_low"], slot["stack_bytes"] = STACK + 5 * ALT_STACK_BYTES, ALT_STACK_BYTES
+    slot["clear_child_tid"] = STACK + joined
+    word = np.frombuffer(arena.view, np.uint8)[abi.RT_STATE_BYTES :][joined : joined + 4]
+    word[:] = 1
+
+    async def run(process: Process) -> None:
+        await process.command(Command.PREPARE)
+        await process.command(Command.RUN)
+        with trio.fail_after(20):
+            while word.any() or slot["used"]:  # noqa: ASYNC110 (no event tells of it)
+                await trio.sleep(0.01)
+        (parked.own / "stop").touch()
+        await process.exited.wait()
+        assert process.exit_status == 0
+
+    trio.run(with_process, parked.keeper, arena, Mode.RESTORE, parked.image, parked.start(), run)
+    (parked.own / "stop").unlink()
+
+
 def _set(field: str, value: object) -> Damage:
     def damage(state: State, frame: Frame) -> None:
         state[field] = value
@@ -224,6 +247,7 @@ def _all_paths_unended(state: State, frame: Frame) -> None:
 
 DIED = "(it died instead of refusing)"
 STACK = abi.ARENA_BASE + abi.RT_STATE_BYTES
+ALT_STACK_BYTES = 256 << 10
 LAID_OUT, BOUNDS, PATHS = "laid out for another image", "out of bounds", "path of the travelling"
 FRAME, THREADS = "frame of a parked thread", "table of threads"
 FDS, FILES, MAPPINGS = "descriptor", "open files", "mappings"
@@ -257,6 +281,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "frame-of-another": (_set_in("threads", 1, "frame", STACK + (128 << 10)), FRAME),
     "frame-at-the-end": (_set_in("threads", 0, "frame", STACK + (256 << 10) - 8), FRAME),
     "frame-uneven": (_set_in("threads", 0, "frame", STACK + (128 << 10) + 1), FRAME),
+    "end-of-no-thread": (_set_in("threads", 7, "used", 2), "end of a thread"),
+    "slot-of-no-kind": (_set_in("threads", 7, "used", 3), FRAME),
     "stack": (_set_in("threads", 0, "stack_low", STACK + 4096), FRAME),
     "fs-base": (_set_in("threads", 0, "fs_base", 1 << 63), FRAME),
     "thread-id": (_set_in("threads", 1, "vtid", -5), FRAME),
