@@ -9,9 +9,11 @@ it is moved.
 **The order**: read the marks; clear those that were read as set; full barrier; read every thread's
 slots and mark their pages again; only then may the caller read the pages. A mark that is set
 between reading and clearing is of a page that is listed already, and is read after its mark was
-cleared: so clearing touches only bytes that were read as set. The barrier is `membarrier(2)`,
-whose entry and exit are full barriers for the caller (the clearing of a mark must be visible
-before a slot is read, which x86 alone does not promise).
+cleared: so clearing touches only bytes that were read as set. The barrier is `membarrier(2)`: for
+the caller (the clearing of a mark must be visible before a slot is read, which x86 alone does not
+promise) and for every thread of the program (the store to a slot must be visible before it, of
+whoever has read an old mark). The second is the kernel's work, and a kernel may lie; so the tracker
+also waits for far longer than a processor holds a store back.
 
 **Always counted as written**, because nobody marks them: the runtime's own state, the alternate
 stacks, every thread's stack and slots, and what a system call that is under way may fill. Only the
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +36,8 @@ from optmigd.protocol.errors import TrackerUnavailable
 
 _SYS_MEMBARRIER = 324
 _MEMBARRIER_CMD_GLOBAL_EXPEDITED = 2
+_STORES_ARE_VISIBLE_S = 50e-6
+"""A store leaves its processor within a microsecond, or at once when the thread is interrupted."""
 _ALTERNATE_STACKS_END = abi.RT_STATE_BYTES + abi.RT_MAX_THREADS * abi.ALT_STACK_BYTES
 _LARGEST_STACK_BYTES = 1 << 30
 
@@ -40,7 +45,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def full_barrier() -> None:
-    """All that this thread wrote is visible before anything that it reads from now on.
+    """Order memory: here, and in every thread of a program that marks itself.
+
+    All that any of them wrote before is visible before anything that this thread reads from now on.
 
     Raises:
         OSError: the kernel has no membarrier (Linux 4.16 or later has).
@@ -91,6 +98,8 @@ class CompilerTracker:
         parts = [take_marks(self._ctl.marks)]
         parts += [self._take_low(data) for data in self._data]
         full_barrier()
+        if not parked:
+            time.sleep(_STORES_ARE_VISIBLE_S)
         parts.append(self._mark_again())
         return merge_runs(*parts)
 

@@ -16,6 +16,7 @@
 #define MAP_FIXED_NOREPLACE_SHARED 0x100001
 #define ARCH_SET_FS 0x1002
 #define ARCH_GET_FS 0x1003
+#define MEMBARRIER_REGISTER_GLOBAL_EXPEDITED 4 /* the tracker's barrier is one of this process, too */
 #define TASK_PAGES (1ul << 35) /* of the 128 TiB that a process has with four levels of page tables */
 
 extern const i64 optmig_slots_offset __attribute__((weak));
@@ -38,6 +39,9 @@ void rt_marks_boot(u64 data_end) {
     rt_fail(E_NOMEM, "the image's data is too large for the compiler tracker");
   map_marks(MARKS_BIAS, LOW_MARKS_BYTES, CTL_HEADER_BYTES + CTL->marks_bytes);
   map_marks(MARKS_BIAS + ARENA_BASE / PAGE_BYTES, CTL->marks_bytes, CTL_HEADER_BYTES);
+  i64 r = raw2(__NR_membarrier, MEMBARRIER_REGISTER_GLOBAL_EXPEDITED, 0);
+  if (IS_ERR(r))
+    rt_fail((int)-r, "this kernel has no memory barrier between processes (membarrier, Linux 4.16 or later)");
   CTL->slots_offset = optmig_slots_offset;
   CTL->slots = (u32)optmig_slots_count;
 }

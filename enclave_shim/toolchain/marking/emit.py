@@ -2,8 +2,10 @@
 
 Inline assembly, because the order 'slot, mark, write' must survive code generation: its memory
 clobber is the compiler barrier on both sides. Where the byte of an address's page stands is
-`MARKS_BIAS + (address >> 12)` (see `runtime/abi.h`), and it is chosen so that this is one shift and
-one store with a displacement.
+`MARKS_BIAS + (address >> 12)` (see `runtime/abi.h`), and it is chosen so that this is one shift
+and one displacement. A mark that is set already is left alone: threads that write neighbouring
+pages would take the cache line of the marks from each other at every write (PageRank on two
+processors: 1.7 times the processor time, 1.06 with one thread).
 """
 
 from __future__ import annotations
@@ -20,13 +22,18 @@ LOOP_SLOTS = 8
 """Slots of one loop, for as long as it runs."""
 
 _SLOT = "%fs:optmig_slots@tpoff+{}"
-_MARK = f"movb $$1, {abi.MARKS_BIAS}({{}})"
+_MARKS = f"{abi.MARKS_BIAS}({{}})"
 _CLOBBERS = "~{memory},~{dirflag},~{fpsr},~{flags}"
 LARGEST_STEP_BYTES = abi.PAGE_BYTES // 2
 
 
 def _slot(number: int) -> str:
     return _SLOT.format(8 * number)
+
+
+def _mark(page: str) -> list[str]:
+    mark = _MARKS.format(page)
+    return [f"cmpb $$0, {mark}", "jne 3f", f"movb $$1, {mark}", "3:"]
 
 
 def _assembly(lines: list[str]) -> str:
@@ -62,7 +69,7 @@ class Emitter:
 
     def point(self, pointer: str, slot: int) -> list[str]:
         """Mark the one page that an address is in."""
-        code = _assembly([f"movq $0, {_slot(slot)}", "shrq $$12, $0", _MARK.format("$0")])
+        code = _assembly([f"movq $0, {_slot(slot)}", "shrq $$12, $0", *_mark("$0")])
         call = f'call ptr asm sideeffect "{code}", "=r,0,{_CLOBBERS}"(ptr {pointer})'
         return [f"  {self._name()} = {call}"]
 
@@ -75,8 +82,8 @@ class Emitter:
                 f"movq $1, {_slot(slot + 1)}",
                 "shrq $$12, $0",
                 "shrq $$12, $1",
-                _MARK.format("$0"),
-                _MARK.format("$1"),
+                *_mark("$0"),
+                *_mark("$1"),
             ]
         )
         return [
@@ -106,10 +113,10 @@ class Emitter:
                 f"leaq {span_bytes - 1}($1), $0",
                 f"movq $0, {_slot(slot + 1)}",
                 "shrq $$12, $0",
-                _MARK.format("$0"),
+                *_mark("$0"),
                 "movq $1, $0",
                 "shrq $$12, $0",
-                _MARK.format("$0"),
+                *_mark("$0"),
                 "jmp 1b",
                 ".previous",
             ]
