@@ -17,7 +17,7 @@ ROUNDS = "60000"  # long enough that the last move still finds it at work
 
 
 @pytest.mark.timeout(900)  # the first build compiles the libraries, for the marks once more
-@pytest.mark.parametrize("tracker", ["kernel", "compiler"])
+@pytest.mark.parametrize("tracker", ["kernel", pytest.param("compiler", marks=pytest.mark.soak)])
 def test_exceptions_threads_futures_and_clocks_survive_moves(
     tracker: Tracker, pair: tuple[Host, Host], tmp_path: Path
 ) -> None:
