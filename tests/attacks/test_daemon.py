@@ -231,13 +231,12 @@ async def test_a_record_is_changed(victim: Victim, change: str) -> None:
         await victim.fails(move, *RECORD_CODES)
 
 
-@pytest.mark.parametrize("change", ["flip", "drop", "repeat", "cut"])
+@pytest.mark.parametrize("change", ["flip", "drop", "cut"])
 async def test_the_end_of_a_round_is_changed(victim: Victim, change: str) -> None:
     """The program is parked while it happens: it must run on afterwards."""
     changes: dict[str, RecordChange] = {
         "flip": lambda r: [flipped(r, HEADER_BYTES + 3)],
         "drop": lambda r: [],
-        "repeat": lambda r: [r, r],
         "cut": lambda r: None,
     }
 
@@ -248,6 +247,28 @@ async def test_the_end_of_a_round_is_changed(victim: Victim, change: str) -> Non
         export = {"mode": "stop-and-copy", "timeout_s": 2.0}
         move = victim.hostile(source, destination, at_records=tamper, export=export)
         await victim.fails(move, *RECORD_CODES, "timeout")
+
+
+async def test_the_end_of_the_last_round_is_repeated(victim: Victim) -> None:
+    """If it is noticed in time the program runs on; if everything is here before, it is nothing."""
+
+    def tamper(stream: int, number: int, record: bytes) -> list[bytes] | None:
+        return [record, record] if _kind(record) is Kind.END_OF_ROUND else [record]
+
+    async with victim.hosts() as (source, destination):
+        export = {"mode": "stop-and-copy", "timeout_s": 2.0, "verify": True}
+        move = victim.hostile(source, destination, at_records=tamper, export=export)
+        here, there = await move.assault()
+        completed = here["outcome"] == "completed"
+        if completed:
+            assert (there["outcome"], here["report"]["verified"]) == ("completed", True)
+            assert await destination.runs()
+        else:
+            assert {side["error"]["code"] for side in (here, there)} & set(RECORD_CODES)
+            await victim.stands_unharmed(source, destination)
+    if completed:
+        victim.moved_to(destination)
+    victim.attacks += 1
 
 
 async def test_neighbouring_records_change_places(victim: Victim) -> None:
