@@ -249,8 +249,25 @@ async def test_the_end_of_a_round_is_changed(victim: Victim, change: str) -> Non
         await victim.fails(move, *RECORD_CODES, "timeout")
 
 
+async def test_the_end_of_a_round_is_repeated(victim: Victim) -> None:
+    """On one stream; the other's end is kept back, so the round is not over before that."""
+
+    def tamper(stream: int, number: int, record: bytes) -> list[bytes] | None:
+        if _kind(record) is not Kind.END_OF_ROUND:
+            return [record]
+        return [record, record] if stream == 0 else []
+
+    async with victim.hosts() as (source, destination):
+        export = {"mode": "stop-and-copy", "timeout_s": 20.0}
+        move = victim.hostile(source, destination, at_records=tamper, export=export)
+        await victim.fails(move, *RECORD_CODES)
+
+
 async def test_the_end_of_the_last_round_is_repeated(victim: Victim) -> None:
-    """If it is noticed in time the program runs on; if everything is here before, it is nothing."""
+    """If it is noticed in time the program runs on; if everything is here before, it is nothing.
+
+    Which of the two is up to the scheduler.
+    """
 
     def tamper(stream: int, number: int, record: bytes) -> list[bytes] | None:
         return [record, record] if _kind(record) is Kind.END_OF_ROUND else [record]
