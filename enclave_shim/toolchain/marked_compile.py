@@ -21,7 +21,7 @@ SOURCES = {".c", ".cc", ".cpp", ".cxx", ".C", ".c++", ".CPP", ".m"}
 ASSEMBLY = {".s", ".S", ".sx"}
 # Options that matter when IR becomes an object; all others have had their effect.
 _CODE = ("-O", "-m", "-f", "-g", "-W", "-w")
-_NOT_CODE = ("-flto", "-fopenmp", "-fsyntax", "-fprofile", "-MD", "-MMD")
+_NOT_CODE = ("-flto", "-fopenmp", "-fsyntax", "-fprofile")
 # With a file of dependencies as well the compiler writes no IR, so that is asked for separately.
 _DEPENDENCIES = {"-MD": "-M", "-MMD": "-MM"}
 _OF_DEPENDENCIES = {"-MP", "-MG"}
@@ -71,7 +71,7 @@ def compile_source(
             return made.returncode
         marked = instrument(ir.read_text(), source, library=library)
         ir.write_text(marked.text)
-        return compile_ir(compiler, options, ir, output)
+        return compile_ir(compiler, asked, ir, output)
 
 
 def split_dependencies(options: Sequence[str], output: Path) -> tuple[list[str], list[str]]:
