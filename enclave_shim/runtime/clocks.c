@@ -15,6 +15,8 @@
 #define CLOCK_BOOTTIME 7
 #define TIMER_ABSTIME 1
 #define LONGEST_GAP_NS (600 * NS_PER_S) /* more than this between park and run is not believed */
+#define READ_TRIES 16
+#define READ_NS 20000 /* two clocks that were read within so long belong together */
 #define FUTEX_WAIT 0
 #define FUTEX_WAIT_BITSET 9
 #define FUTEX_LOCK_PI 6
@@ -58,9 +60,25 @@ i64 rt_virtual_mono_ns(void) {
   return rt_clock_ns(CLOCK_MONOTONIC) + RT->mono_offset_ns;
 }
 
+/* Both clocks of one instant: what passes between two readings, the virtual clock would lose. */
+static void read_both(i64 *mono, i64 *real) {
+  i64 shortest = 1l << 62;
+  for (int tries = 0; tries < READ_TRIES && shortest > READ_NS; tries++) {
+    i64 before = rt_clock_ns(CLOCK_MONOTONIC), between = rt_clock_ns(CLOCK_REALTIME);
+    i64 took = rt_clock_ns(CLOCK_MONOTONIC) - before;
+    if (took >= shortest)
+      continue;
+    shortest = took;
+    *mono = before + took / 2;
+    *real = between;
+  }
+}
+
 void rt_clocks_save(void) {
-  RT->parked_mono_ns = (u64)rt_virtual_mono_ns();
-  RT->parked_real_ns = (u64)rt_clock_ns(CLOCK_REALTIME);
+  i64 mono = 0, real = 0;
+  read_both(&mono, &real);
+  RT->parked_mono_ns = (u64)(mono + RT->mono_offset_ns);
+  RT->parked_real_ns = (u64)real;
   RT->cpu_offset_ns += rt_clock_ns(CLOCK_PROCESS_CPUTIME);
 }
 
@@ -71,10 +89,12 @@ void rt_cpu_clock_resumed(void) {
 }
 
 void rt_clocks_restore(void) {
-  i64 gap = rt_clock_ns(CLOCK_REALTIME) - (i64)RT->parked_real_ns;
+  i64 mono = 0, real = 0;
+  read_both(&mono, &real);
+  i64 gap = real - (i64)RT->parked_real_ns;
   if (gap < 0 || gap > LONGEST_GAP_NS)
     gap = 0;
-  RT->mono_offset_ns = (i64)RT->parked_mono_ns + gap - rt_clock_ns(CLOCK_MONOTONIC);
+  RT->mono_offset_ns = (i64)RT->parked_mono_ns + gap - mono;
   rt_cpu_clock_resumed();
 }
 

@@ -33,6 +33,8 @@
 #define MAX_SEMAPHORE 65536 /* it can only be counted one by one */
 #define TFD_TIMER_ABSTIME 1
 #define CLOCK_BOOTTIME 7
+#define SAVE_TRIES 16
+#define SAVE_NS 20000           /* a clock and a timer that were read within so long belong together */
 #define FILLING_BYTES (4 << 20) /* the buffer of a socket while what stood in it is put back */
 
 struct itimerspec64 {
@@ -286,15 +288,23 @@ static void arm_timer(u32 fd, const struct rt_object *b) {
   raw4(__NR_timerfd_settime, fd, TFD_TIMER_ABSTIME, &t, 0);
 }
 
-/* A timer that has expired is armed with a time in the past: it expires again at once, as often. */
+/* A timer that has expired is armed with a time in the past: it expires again at once, as often.
+ * It goes on while it is read: an expiry or a long pause in between would get lost. */
 static void save_timer(u32 fd, struct rt_ofd *o) {
   struct rt_object *b = &o->object;
   struct itimerspec64 t;
-  u64 expired = 0;
-  if (readable(fd) && raw3(__NR_read, fd, &expired, 8) != 8)
-    expired = 0;
-  raw2(__NR_timerfd_gettime, fd, &t);
-  i64 now = rt_clock_ns((int)b->type) + rt_clock_offset(b->type), left = rt_ns(&t.value);
+  u64 expired = 0, more;
+  i64 now, took;
+  int tries = 0;
+  do {
+    if (readable(fd) && raw3(__NR_read, fd, &more, 8) == 8)
+      expired += more;
+    now = rt_clock_ns((int)b->type);
+    raw2(__NR_timerfd_gettime, fd, &t);
+    took = rt_clock_ns((int)b->type) - now;
+  } while (++tries < SAVE_TRIES && (readable(fd) || took > SAVE_NS));
+  i64 left = rt_ns(&t.value);
+  now += rt_clock_offset(b->type);
   b->interval_ns = rt_ns(&t.interval);
   b->due_ns = left || expired ? now + left - (i64)expired * b->interval_ns : 0;
   if (expired)

@@ -152,7 +152,8 @@ class Trial:
 
     def whereabouts(self) -> str:
         """How far the migration has come, for a message."""
-        last = self.hosts.gate.trace[-1] if self.hosts.gate.trace else "nothing"
+        gate = self.hosts.gate
+        last = f"{', '.join(map(str, gate.trace[-5:]))}, of {len(gate.trace)}; ended: {gate.lost}"
         with suppress(OptmigError, Stuck):
             status = within(lambda: self.hosts.alpha.client.status(self.enclave))
             return f"the caller was told {self._caller}, the last was {last}, alpha says {status}"

@@ -8,9 +8,10 @@ The harness's end is `Gate`.
 import json
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +60,13 @@ class _Reporter:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 self._socket.connect(path)
             assert self._socket is not None
-            with suppress(OSError):  # the harness has gone: nobody waits for this process any more
+            try:
                 self._socket.sendall(json.dumps(report).encode() + b"\n")
-                self._socket.recv(1)
+                answer = self._socket.recv(1)
+            except OSError as error:
+                answer = repr(error).encode()
+            if answer != b"\n":  # the harness has gone, or the connection was lost: the log tells
+                print(f"gate: {name}: answered {answer!r}", file=sys.stderr, flush=True)
 
 
 _reporter = _Reporter()
@@ -78,6 +83,8 @@ class Gate:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.trace: list[Boundary] = []
+        self.lost: list[str] = []
+        """Connections that have ended: the last report of each, and how it ended."""
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, str, str], int] = {}
         self._wanted: Boundary | None = None
@@ -92,6 +99,7 @@ class Gate:
         """Count anew, and hold whoever comes to `wanted`."""
         with self._lock:
             self.trace = []
+            self.lost = []
             self._counts = {}
             self._wanted = wanted
             self._held = threading.Event()
@@ -122,10 +130,17 @@ class Gate:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError), connection.makefile("rb") as lines:
-            for line in lines:
-                self._take(json.loads(line))
-                connection.sendall(b"\n")
+        last, end = "nothing", "its end"
+        try:
+            with connection, connection.makefile("rb") as lines:
+                for line in lines:
+                    last = line.decode()
+                    self._take(json.loads(line))
+                    connection.sendall(b"\n")
+        except OSError as error:  # the process was killed while it stood still
+            end = repr(error)
+        with self._lock:
+            self.lost.append(f"{last.strip()}, then {end}")
 
     def _take(self, report: dict[str, str]) -> None:
         key = (report["host"], report["kind"], report["name"])
