@@ -426,7 +426,8 @@ class Source(Part):
             ready = await receive_ready(self._conversation, rounds, self.migration, limit_s)
         if not hmac.compare_digest(ready.digest, ours):
             raise MigrationFailed("the destination has received another state than was sent")
-        self.migration.handle(Event.READY_EQUAL)
+        if Action.SEAL_TOKEN not in self.migration.handle(Event.READY_EQUAL):
+            raise MigrationCancelled("cancelled as the destination became ready")
         released_s = time.monotonic()
         self._report.rounds_done(rounds)
         self._report.releasing(binding, ours, manifest, self._appraiser.claims)

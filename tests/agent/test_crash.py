@@ -22,6 +22,7 @@ import trio
 from optmigd.bench.programs import Program
 from tests.support.agents import AgentHandle, Move, agents, launch_params
 from tests.support.busy import busy_for
+from tests.support.fragile_agent import CANCELLED_WITH_READY
 
 WORK_S = 3
 MUCH_WORK_S = 7
@@ -209,6 +210,24 @@ async def test_a_source_that_has_not_let_go_runs_on(
         assert await hosts[0].runs()
         await moves_on([hosts[0], hosts[2]], integers)
         await ends_rightly(hosts[2], answer)
+
+
+async def test_a_cancel_that_comes_with_ready_is_a_cancel(
+    tmp_path: Path, integers: Program, answer: bytes
+) -> None:
+    """It was taken: so nothing may be released any more, although READY is there."""
+    async with running(tmp_path, integers, 3, source=CANCELLED_WITH_READY) as (hosts, nursery):
+        move = Move(hosts[:2], integers.image, MEMORY_BYTES)
+        await move.begin(nursery)
+        await move.add_streams()
+        for host, outcome in zip(hosts, ("cancelled", "failed"), strict=False):
+            assert (await host.wait_event("ended"))["outcome"] == outcome
+        assert not any(event["event"] == "release" for event in hosts[0].events)
+        assert await hosts[0].runs()
+        # The next agent finds nothing in the vault that says otherwise.
+        await hosts[0].crash(nursery)
+        assert await hosts[0].runs()
+        await ends_rightly(hosts[0], answer)
 
 
 @pytest.mark.parametrize("point", ["unable to run", "released", "token out"])

@@ -1,7 +1,8 @@
 """A shim agent whose first process kills itself at a chosen point (`DIES_AT` in the environment).
 
 The keeper is the real one, and so is the agent that follows. A point is a method that is replaced
-by one that dies before, or after, it has done its work.
+by one that dies before, or after, it has done its work. At one point it does not die: a cancel
+comes in the same turn of the event loop as READY.
 """
 
 import inspect
@@ -15,6 +16,7 @@ from typing import Any
 from optmigd.enclave_shim.__main__ import main
 from optmigd.enclave_shim.kept import Inheritance
 
+CANCELLED_WITH_READY = "cancelled with READY"
 MENDED = Path("mended")
 """In the instance's directory: ends a crash loop."""
 
@@ -88,11 +90,31 @@ def _make_fragile(point: str) -> None:
     _fragile(owner, name, after=after, only_if=only_if)
 
 
+def _cancel_with_ready() -> None:
+    """Have the source cancelled when READY is there and nobody has looked at it yet."""
+    from optmigd.enclave_shim.migration import source
+
+    receive, switch_over = source.receive_ready, source.Source._switch_over
+
+    async def with_cancel(self: source.Source, *args: Any) -> None:
+        async def receive_ready(*args: Any) -> Any:
+            ready = await receive(*args)
+            self.cancel()
+            return ready
+
+        source.receive_ready = receive_ready
+        await switch_over(self, *args)
+
+    source.Source._switch_over = with_cancel  # type: ignore[method-assign]
+
+
 def _work(inheritance: Inheritance) -> int:
     point = os.environ["DIES_AT"]
     if point == "start":
         if inheritance.restarts and not MENDED.exists():
             _die()
+    elif point == CANCELLED_WITH_READY:
+        _cancel_with_ready()
     elif not inheritance.restarts:
         _make_fragile(point)
     from optmigd.enclave_shim import worker
