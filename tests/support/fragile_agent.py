@@ -94,18 +94,20 @@ def _cancel_with_ready() -> None:
     """Have the source cancelled when READY is there and nobody has looked at it yet."""
     from optmigd.enclave_shim.migration import source
 
-    receive, switch_over = source.receive_ready, source.Source._switch_over
+    switch_over = source.Source._switch_over
 
-    async def with_cancel(self: source.Source, *args: Any) -> None:
-        async def receive_ready(*args: Any) -> Any:
-            ready = await receive(*args)
+    async def with_cancel(self: source.Source, *arguments: Any) -> None:
+        receive = vars(source)["receive_ready"]
+
+        async def receive_ready(*arguments: Any) -> Any:
+            ready = await receive(*arguments)
             self.cancel()
             return ready
 
-        source.receive_ready = receive_ready
-        await switch_over(self, *args)
+        vars(source)["receive_ready"] = receive_ready
+        await switch_over(self, *arguments)
 
-    source.Source._switch_over = with_cancel  # type: ignore[method-assign]
+    vars(source)["Source"]._switch_over = with_cancel
 
 
 def _work(inheritance: Inheritance) -> int:
