@@ -374,14 +374,12 @@ def _all_parts(
         within = {part: theirs[part] for part in _WITHIN.get(name, ()) if part in theirs}
         left_ms = took_ms - sum(within.values())
         if name == "resume":
-            token_ms = left_ms - confirmation_ms
-            if token_ms < 0:  # the token had arrived before this side came back from letting it out
-                parts["release"] = max(round(parts.get("release", 0.0) + token_ms, 3), 0.0)
-            parts["token"] = max(round(token_ms, 3), 0.0)
-            parts |= within
-        else:
-            parts |= within
-            parts[name] = max(round(left_ms, 3), 0.0)
+            left_ms -= confirmation_ms
+        if left_ms < 0 and parts:  # the peer began before this side came back from sending
+            before = next(reversed(parts))
+            parts[before] = max(round(parts[before] + left_ms, 3), 0.0)
+        left = {"token" if name == "resume" else name: max(round(left_ms, 3), 0.0)}
+        parts |= left | within if name == "resume" else within | left
     return parts
 
 

@@ -55,18 +55,20 @@ class _Reporter:
             return
         report = {"host": os.environ[HOST], "kind": kind, "name": name}
         with self._lock:
-            if self._pid != os.getpid():
-                self._pid = os.getpid()
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._socket.connect(path)
-            assert self._socket is not None
             try:
-                self._socket.sendall(json.dumps(report).encode() + b"\n")
-                answer = self._socket.recv(1)
+                answer = self._ask(path, json.dumps(report).encode() + b"\n")
             except OSError as error:
                 answer = repr(error).encode()
-            if answer != b"\n":  # the harness has gone, or the connection was lost: the log tells
-                print(f"gate: {name}: answered {answer!r}", file=sys.stderr, flush=True)
+        if answer != b"\n":  # the harness has gone, or the connection was lost: the log tells
+            print(f"gate: {name}: answered {answer!r}", file=sys.stderr, flush=True)
+
+    def _ask(self, path: str, report: bytes) -> bytes:
+        if self._socket is None or self._pid != os.getpid():
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.connect(path)
+            self._pid = os.getpid()
+        self._socket.sendall(report)
+        return self._socket.recv(1)
 
 
 _reporter = _Reporter()

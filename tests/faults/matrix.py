@@ -81,8 +81,8 @@ class Workplace:
     def keep_logs(self, where: Path) -> None:
         """Copy what daemons and agents have logged."""
         assert self._hosts is not None
-        for path in self._hosts.folder.rglob("*.log"):
-            if path.name in ("daemon.log", "agent.log"):
+        for path in self._hosts.folder.rglob("*"):
+            if path.name in ("daemon.log", "agent.log", "agent.err"):
                 target = where / path.relative_to(self._hosts.folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
