@@ -95,7 +95,8 @@ class Gate:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepter = threading.Thread(target=self._accept, daemon=True)
+        self._accepter.start()
 
     def begin(self, wanted: Boundary | None = None) -> None:
         """Count anew, and hold whoever comes to `wanted`."""
@@ -118,8 +119,14 @@ class Gate:
         self._go.set()
 
     def close(self) -> None:
-        """Let everybody on and take no more reports."""
+        """Let everybody on and take no more reports.
+
+        The thread that accepts is woken and waited for: its system call may be begun anew, and the
+        listener's descriptor would by then be that of the next gate, whose reports it would take.
+        """
         self.open()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepter.join()
         self._listener.close()
         self.path.unlink(missing_ok=True)
 
@@ -127,7 +134,7 @@ class Gate:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:  # closed
+            except OSError:  # shut down
                 return
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import BuildProgram
 from tests.faults.cells import FAULTS
 from tests.faults.evidence import LedgerWork
-from tests.faults.gate import Boundary
+from tests.faults.gate import Boundary, Gate
 from tests.faults.matrix import SHORT, Task, boundaries_of, run_cells, table
 
 SEED = 20261123
@@ -93,3 +93,10 @@ def test_the_boundaries_of_every_phase_are_found(program: BuildProgram, folder: 
     }
     assert expected - found == set()
     assert set(SHORT) == set(FAULTS)
+
+
+def test_a_closed_gate_accepts_nothing_any_more(folder: Path) -> None:
+    """Its thread would take reports that are meant for the next gate with the same descriptor."""
+    gate = Gate(folder / "gate")
+    gate.close()
+    assert not gate._accepter.is_alive()
