@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from optmigd import enclave_shim
 from optmigd.bench.programs import build_workload
 from optmigd.bench.suite import SUITE, Size, Workload
 from tests.programs.fetch import LIGHTGBM, LUA, SQLITE, ZSTD, Source, cache, cmake, fetch
@@ -90,15 +91,29 @@ def _compiled(source: Source, files: tuple[str, ...], own: str, *flags: str) -> 
     return build
 
 
+def _compiler_digest(command: list[str]) -> str:
+    """Changes with whatever goes into the objects that the compiler makes."""
+    digest = hashlib.sha256("\0".join(command).encode())
+    for part in ("toolchain", "marks", "openmp"):
+        for path in sorted((Path(enclave_shim.__file__).parent / part).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _lightgbm(folder: Path, tracker: str) -> Path:
-    """CMake, as its own documentation says. Objects, which take minutes, are kept in the cache; the
-    program is linked anew, with the runtime as it is now."""
+    """CMake, as its own documentation says. Objects, which take minutes, are kept in the cache for
+    this checkout's compiler as it is now; the program is linked anew."""
     root = fetch(LIGHTGBM)
     if (root / "lightgbm" / "basic.py").exists():  # PyPI's folder is where the program goes
         (root / "lightgbm").rename(root / "python-lightgbm")
     (root / "lightgbm").unlink(missing_ok=True)
-    build = cache() / f"lightgbm-{LIGHTGBM.version}-build-{tracker}"
     cc, cxx = (_driver(name, tracker) for name in ("optmig-cc", "optmig-c++"))
+    kind = f"lightgbm-{LIGHTGBM.version}-build-{tracker}"
+    build = cache() / f"{kind}-{_compiler_digest(cc)}"
+    for other in cache().glob(f"{kind}*"):
+        if other != build:
+            shutil.rmtree(other)
     environment = os.environ | {"CC": " ".join(cc), "CXX": " ".join(cxx)}
     command = [str(cmake()), "-B", str(build), "-S", str(root), "-DBUILD_STATIC_LIB=ON"]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
