@@ -94,7 +94,7 @@ class Daemon:
         self._stream = stream
         self._connected.set()
         try:
-            for event, params in self.repeated.items():
+            for event, params in list(self.repeated.items()):  # the program may end meanwhile
                 await self._send({"event": event, "params": params})
             async with trio.open_nursery() as nursery:
                 async for message, fd in _messages(stream):
