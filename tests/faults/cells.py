@@ -152,12 +152,11 @@ class Trial:
 
     def whereabouts(self) -> str:
         """How far the migration has come, for a message."""
-        gate = self.hosts.gate
-        last = f"{', '.join(map(str, gate.trace))}; connections that ended: {gate.lost}"
+        way = ", ".join(map(str, self.hosts.gate.trace))
         with suppress(OptmigError, Stuck):
             status = within(lambda: self.hosts.alpha.client.status(self.enclave))
-            return f"the caller was told {self._caller}, it came by {last}, alpha says {status}"
-        return f"the caller was told {self._caller}, it came by {last}, alpha says nothing"
+            return f"the caller was told {self._caller}, it came by {way}, alpha says {status}"
+        return f"the caller was told {self._caller}, it came by {way}, alpha says nothing"
 
     def strike(self, fault: str) -> bool:
         """Do harm; False if there is nothing to be harmed now."""

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +85,6 @@ class Gate:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.trace: list[Boundary] = []
-        self.lost: list[str] = []
-        """Connections that have ended: the last report of each, and how it ended."""
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, str, str], int] = {}
         self._wanted: Boundary | None = None
@@ -102,7 +100,6 @@ class Gate:
         """Count anew, and hold whoever comes to `wanted`."""
         with self._lock:
             self.trace = []
-            self.lost = []
             self._counts = {}
             self._wanted = wanted
             self._held = threading.Event()
@@ -139,17 +136,10 @@ class Gate:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        last, end = "nothing", "its end"
-        try:
-            with connection, connection.makefile("rb") as lines:
-                for line in lines:
-                    last = line.decode()
-                    self._take(json.loads(line))
-                    connection.sendall(b"\n")
-        except OSError as error:  # the process was killed while it stood still
-            end = repr(error)
-        with self._lock:
-            self.lost.append(f"{last.strip()}, then {end}")
+        with connection, suppress(OSError), connection.makefile("rb") as lines:
+            for line in lines:
+                self._take(json.loads(line))
+                connection.sendall(b"\n")
 
     def _take(self, report: dict[str, str]) -> None:
         key = (report["host"], report["kind"], report["name"])

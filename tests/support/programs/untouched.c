@@ -1,5 +1,6 @@
 /* Maps much memory, touches little of it, gives it back, and again, until it is stopped.
  * usage: untouched MIB */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -10,6 +11,8 @@ static char held[16 << 20];
 int main(int argc, char **argv) {
   size_t bytes = (size_t)(argc > 1 ? atoi(argv[1]) : 64) << 20;
   memset(held, argc, sizeof held);
+  puts("filled");
+  fflush(stdout);
   for (size_t i = 0;; i++) {
     char *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED)
