@@ -82,6 +82,7 @@ class Agent:
         self._enclave: Enclave | None = None
         self._migration: Part | None = None
         self._busy = False
+        self._hold_bulk = False
         self._looking = trio.Lock()  # the memory is not given back under who looks at it
         self._exit_status: int | None = None
         self._stopping = trio.Event()
@@ -160,8 +161,12 @@ class Agent:
 
     async def event(self, event: str, params: Params) -> None:
         """Take a one-way message; see `Handler`. One that fits nothing is logged and dropped."""
-        message = requests.read_params(params, requests.Payload)
         migration = self._migration
+        if event == "hold":
+            self._hold_bulk = requests.read_params(params, requests.Hold).hold
+            self._move_gate()
+            return
+        message = requests.read_params(params, requests.Payload)
         if migration is None or migration.binding.migration_id != message.migration_id:
             self._log.info("event_of_unknown_migration_ignored", event_name=event)
             return
@@ -177,6 +182,11 @@ class Agent:
         except OptmigError as error:
             self._log.warning("event_refused", event_name=event, code=error.code, error=str(error))
 
+    def _move_gate(self) -> None:
+        """Hold, or let go, the bulk work of a migration; see `bulk_gate`."""
+        if self._migration is not None:
+            self._migration.bulk_gate.set(shut=self._hold_bulk)
+
     async def connected(self) -> None:
         """Repeat what was left unanswered; see `Handler`."""
         if self._migration is not None:
@@ -191,6 +201,8 @@ class Agent:
 
     def disconnected(self) -> None:
         """The daemon has gone; see `Handler`."""
+        self._hold_bulk = False  # whoever would have said that it is over
+        self._move_gate()
         if self._migration is not None:
             self._migration.daemon_lost()
 
@@ -365,6 +377,7 @@ class Agent:
 
     def _begin(self, migration: Part) -> None:
         self._migration = migration
+        self._move_gate()
         self._idle = trio.Event()
         self._nursery.start_soon(self._carry_through, migration)
 

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import mmap
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -30,6 +31,7 @@ MIN_CHECKED_RUN_PAGES = 16
 NOWHERE = 1 << 62  # a page number behind every arena
 ZERO_CHUNK_PAGES = 256
 HUGE_PAGES = 512
+CLOSE_BYTES = 16 << 20
 
 
 def as_runs(firsts: NDArray[Any], counts: NDArray[Any]) -> Runs:
@@ -322,11 +324,19 @@ class Arena:
             digest.update(self.pages[first : first + count].data)
         return digest.digest()
 
-    def close(self) -> None:
-        """Give the memory back (holes again, in every process that maps it) and close the file."""
+    def close(self, pause: Callable[[], None] | None = None) -> None:
+        """Give the memory back (holes again, in every process that maps it) and close the file.
+
+        Args:
+            pause: called now and then, about every millisecond of this work; it may block.
+
+        """
         if self.closed:
             return
-        linux.punch_hole(self.fd, 0, self.size_bytes)
+        for at in range(0, self.size_bytes, CLOSE_BYTES):
+            if pause is not None:
+                pause()
+            linux.punch_hole(self.fd, at, min(CLOSE_BYTES, self.size_bytes - at))
         os.close(self.fd)
         self.fd = -1
 

@@ -92,6 +92,12 @@ class Which(msgspec.Struct, forbid_unknown_fields=True):
     migration_id: Id16
 
 
+class Hold(msgspec.Struct, forbid_unknown_fields=True):
+    """Whether bulk work waits: another enclave switches over."""
+
+    hold: bool
+
+
 class Sample(msgspec.Struct, forbid_unknown_fields=True):
     """How long to sample dirty pages."""
 

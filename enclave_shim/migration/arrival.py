@@ -11,6 +11,7 @@ from optmigd.enclave_shim.abi import Command
 from optmigd.enclave_shim.arena import Runs, split_huge
 from optmigd.enclave_shim.files import FileReceiver
 from optmigd.enclave_shim.migration.background import run_in_background
+from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.enclave_shim.migration.common import Enclave, ReceiveOrders
 from optmigd.enclave_shim.migration.conversation import Conversation
 from optmigd.enclave_shim.migration.pump import Receiver, RoundMark, windows
@@ -21,10 +22,12 @@ from optmigd.protocol.session import Answer, Manifest, RoundDone, SessionKeys
 
 POPULATE_PAGES = 1 << 14
 POPULATE_THREADS = 2
+YIELD_PAGES = 1 << 9
+"""So many are populated without a look whether to wait: a millisecond's work."""
 REFUSAL_GRACE_S = 0.3
 
 
-async def populate(enclave: Enclave, runs: Runs) -> None:
+async def populate(enclave: Enclave, runs: Runs, gate: BulkGate) -> None:
     """Allocate memory and map it here and in the waiting process, before the first page arrives.
 
     Threads here allocate, because only this process asks for huge pages; the waiting process maps
@@ -35,22 +38,27 @@ async def populate(enclave: Enclave, runs: Runs) -> None:
 
     """
     huge, small = split_huge(runs)
-    await _populate_all(enclave, small)
+    await _populate_all(enclave, small, gate)
     enclave.arena.advise_huge(True)
     try:
-        await _populate_all(enclave, huge)
+        await _populate_all(enclave, huge, gate)
     finally:
         enclave.arena.advise_huge(False)
 
 
-async def _populate_all(enclave: Enclave, runs: Runs) -> None:
+async def _populate_all(enclave: Enclave, runs: Runs, gate: BulkGate) -> None:
     chunks = iter(list(windows(runs, POPULATE_PAGES)))
     allocated, to_map = trio.open_memory_channel[Runs](POPULATE_THREADS)
+
+    def populate_chunk(chunk: Runs) -> None:
+        for piece in windows(chunk, YIELD_PAGES):
+            gate.wait()
+            enclave.arena.populate(piece)
 
     async def allocate(done: trio.MemorySendChannel[Runs]) -> None:
         async with done:
             for chunk in chunks:  # shared by all of these
-                await trio.to_thread.run_sync(enclave.arena.populate, chunk)
+                await trio.to_thread.run_sync(run_in_background, partial(populate_chunk, chunk))
                 await done.send(chunk)
 
     async with trio.open_nursery() as nursery, allocated:

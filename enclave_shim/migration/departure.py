@@ -10,6 +10,7 @@ import time
 import msgspec
 import trio
 
+from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.enclave_shim.migration.common import Binding, Emit, Enclave, Log
 from optmigd.enclave_shim.migration.part import Announcer
 from optmigd.enclave_shim.migration.report import Parts, SourceReport
@@ -124,11 +125,11 @@ class Departure:
         await self._emit("release", {"payload": self._token})
 
 
-async def free(enclave: Enclave) -> None:
-    """End a process that will never run again, and give its memory back."""
+async def free(enclave: Enclave, gate: BulkGate) -> None:
+    """End a process that will never run again, and give its memory back as the gate allows."""
     enclave.process.kill()
     await enclave.process.exited.wait()
-    await trio.to_thread.run_sync(enclave.arena.close)
+    await trio.to_thread.run_sync(enclave.arena.close, gate.wait)
 
 
 def _ms_since(start_s: float) -> float:

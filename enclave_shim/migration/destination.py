@@ -263,7 +263,7 @@ class Destination(Part):
             self.enclave = enclave = await self._prepare()
         nursery.start_soon(self._watch_process, enclave)
         with parts.measure("populate_ms"):
-            await populate(enclave, runs)
+            await populate(enclave, runs, self.bulk_gate)
         return parts.parts_ms
 
     async def _watch_process(self, enclave: Enclave) -> None:
@@ -379,4 +379,4 @@ class Destination(Part):
         """End the waiting process and give its memory back."""
         if self.enclave is not None:
             with trio.CancelScope(shield=True):
-                await free(self.enclave)
+                await free(self.enclave, self.bulk_gate)

@@ -1,5 +1,6 @@
 """What the agent may ask of a migration, whichever side and stage it is; and what is told of it."""
 
+from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.enclave_shim.migration.common import Binding, Emit, Enclave, Params, Streams
 from optmigd.enclave_shim.remembered import Memory, Over
 from optmigd.protocol.convergence import OnStall
@@ -66,6 +67,7 @@ class Part:
         migration: its place in the table.
         enclave: the instance on this side, if there is one yet.
         streams: its data streams.
+        bulk_gate: where its bulk work waits for the switchovers of others.
         announcer: tells the daemon.
 
     """
@@ -83,6 +85,7 @@ class Part:
         self.migration = migration
         self.enclave = enclave
         self.streams = Streams(streams)
+        self.bulk_gate = BulkGate()
         self.announcer = announcer
 
     @property

@@ -27,6 +27,7 @@ from optmigd.enclave_shim.arena import (
     zero_pages,
 )
 from optmigd.enclave_shim.files import FileReceiver, Step
+from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.protocol.errors import ChannelClosed
 from optmigd.protocol.record_format import MAX_RUNS
 from optmigd.protocol.records import (
@@ -91,6 +92,7 @@ class Sender:
         sock: socket.socket,
         sealer: StreamSealer,
         arena: Arena,
+        gate: BulkGate,
         *,
         streams: int,
         record_bytes: int,
@@ -99,6 +101,7 @@ class Sender:
         self._sock = sock
         self._sealer = sealer
         self._arena = arena
+        self._gate = gate
         self._streams = streams
         self._record_pages = record_bytes // abi.PAGE_BYTES
         self._out = memoryview(bytearray(sealer.max_wire_bytes))
@@ -183,6 +186,7 @@ class Sender:
             self._send(self._sealer.seal_zero(runs[at : at + MAX_RUNS], self._out))
 
     def _send(self, length: int) -> None:
+        self._gate.wait()
         self._sock.sendall(self._out[:length])
 
 

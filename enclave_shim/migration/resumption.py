@@ -126,7 +126,7 @@ class Concluded(Part):
     async def run(self) -> None:
         """Free what does not stay, and tell the end."""
         if self.enclave is not None and not self._stays:
-            await free(self.enclave)
+            await free(self.enclave, self.bulk_gate)
         await self.announcer.recall(self._over)
 
     def cancel(self) -> None:
@@ -179,7 +179,7 @@ class ResumedDeparture(Part):
     async def run(self) -> None:
         """Wait for the confirmation, and free everything."""
         await self._departure.complete()
-        await free(self.enclave)
+        await free(self.enclave, self.bulk_gate)
 
     def cancel(self) -> None:
         """Too late; see `Part`."""
@@ -280,7 +280,7 @@ class ResumedArrival(Part):
             outcome = "failed"
         if outcome != "completed":
             with trio.CancelScope(shield=True):
-                await free(self.enclave)
+                await free(self.enclave, self.bulk_gate)
         self._log.info("migration_ended", outcome=outcome, error=error and error.message)
         await self.announcer.enter()
         report = self._report.fields(self._parts)

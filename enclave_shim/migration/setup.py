@@ -4,6 +4,7 @@ import socket
 
 from optmigd.enclave_shim import preflight
 from optmigd.enclave_shim.files import TravellingFiles
+from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.enclave_shim.migration.common import RECORD_BYTES, Enclave, ExportOrders
 from optmigd.enclave_shim.migration.pump import Sender
 from optmigd.enclave_shim.migration.rounds import Rounds
@@ -32,6 +33,7 @@ def make_rounds(
     sockets: list[socket.socket],
     keys: SessionKeys,
     answer: Answer,
+    gate: BulkGate,
 ) -> Rounds:
     """Put streams, tracker and files together; nothing is armed or sent yet."""
     senders = [
@@ -45,6 +47,7 @@ def make_rounds(
                 record_bytes=answer.record_bytes,
             ),
             enclave.arena,
+            gate,
             streams=orders.streams,
             record_bytes=answer.record_bytes,
         )

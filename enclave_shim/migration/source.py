@@ -219,7 +219,8 @@ class Source(Part):
             if self._departure is not None:
                 self._conversation.close()
                 await self._departure.complete()
-                await free(self.enclave)
+                self.bulk_gate.keep_open(False)
+                await free(self.enclave, self.bulk_gate)
                 await self._disarm()
                 self._log.info("source_freed")
             else:
@@ -269,7 +270,7 @@ class Source(Part):
             return
         self.migration.handle(Event.ACCEPTED)
         self._rounds = rounds = make_rounds(
-            self.enclave, self.orders, await self.streams.all(), keys, answer
+            self.enclave, self.orders, await self.streams.all(), keys, answer, self.bulk_gate
         )
         self._report.setup_done()
         try:
@@ -338,6 +339,8 @@ class Source(Part):
                     if await self._turn.came():
                         self._log.info("switchover_decided", reason=reason)
                         return
+                    # It has run on meanwhile: or the next round would leave that to the last one.
+                    await trio.to_thread.run_sync(rounds.collect)
                 case HoldBack(permille=permille):
                     self._log.info("program_held_back", permille=permille)
                     self._throttle.permille = permille
@@ -375,6 +378,7 @@ class Source(Part):
             await trio.sleep_forever()
         finally:
             if not sent.is_set():
+                self.bulk_gate.keep_open()
                 self.streams.shut()
 
     async def _tell_progress(self, rounds: Rounds, active: trio.CancelScope) -> None:
@@ -390,6 +394,7 @@ class Source(Part):
     async def _switch_over(self, rounds: Rounds, answer: Answer) -> None:
         """Park the program, send the rest, and cross the point of no return."""
         process, parts, binding = self.enclave.process, self._parts, self.orders.binding
+        self.bulk_gate.keep_open()
         self.migration.handle(Event.CONVERGED)
         await self.announcer.enter()
         with parts.measure("quiesce"):

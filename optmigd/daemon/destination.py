@@ -204,7 +204,9 @@ class Arrival:
         )
         self.instance.migration = activity
         self._row.number = self.instance.row.number
-        agent = await registry.start(self.instance)
+        with self._host.turns.join() as waiter:
+            await waiter.turn()
+            agent = await registry.start(self.instance)
         self._events = agent.subscribe(offer.migration_id)
         answer = await agent.request(
             "receive",

@@ -110,6 +110,11 @@ class IncomingMigration:
         return cls(host, peer, row, mode=mode, resident_bytes=0, instance=instance)
 
     @property
+    def migration_id(self) -> bytes:
+        """16 random bytes, chosen by the source."""
+        return self._row.migration_id
+
+    @property
     def peer_key(self) -> bytes:
         """The source's host key."""
         return self._peer.key

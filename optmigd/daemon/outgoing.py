@@ -267,6 +267,7 @@ class OutgoingMigration:
 
     async def _guarded(self, body: Callable[[], Awaitable[None]]) -> None:
         self._instance.migration = self
+        self._host.registry.announce_change()
         self._log.info("migration_started", mode=self.record.mode, dry_run=self.record.dry_run)
         try:
             await body()

@@ -197,7 +197,7 @@ async def _turn(host: Host, link: Link, migration_id: bytes) -> Params:
     incoming = host.incoming.get(migration_id)
     if incoming is None or incoming.peer_key != link.peer.key:
         raise MigrationError(f"no migration {migration_id.hex()} to host {host.name} is under way")
-    with host.turns.join() as waiter:
+    with host.turns.join(migration_id) as waiter:
         await waiter.turn()
         await link.send(QueryEvent({"turn": True}))
         await trio.sleep(HOLD_S)

@@ -38,6 +38,10 @@ class Activity(Protocol):
     record: MigrationRecord
 
     @property
+    def migration_id(self) -> bytes:
+        """16 random bytes."""
+
+    @property
     def released(self) -> bool:
         """Whether the right to execute may have left this host."""
 

@@ -18,6 +18,7 @@ from optmigd.daemon.bandwidth import Bandwidth
 from optmigd.daemon.control import ControlServer, Emit, bind_control_socket
 from optmigd.daemon.departures import Departures
 from optmigd.daemon.events import EventHub
+from optmigd.daemon.giving_way import give_way
 from optmigd.daemon.host import Host
 from optmigd.daemon.images import ImageStore
 from optmigd.daemon.journal import Journal
@@ -148,6 +149,7 @@ async def _listen(host: Host, task_status: trio.TaskStatus[Daemon]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, control.serve, [control_listener])
             nursery.start_soon(trio.serve_listeners, peers.serve, listeners)
+            nursery.start_soon(give_way, host)
             host.log.info("daemon_started", address=daemon.address, socket=str(socket_path))
             task_status.started(daemon)
     finally:

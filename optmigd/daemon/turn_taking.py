@@ -58,7 +58,7 @@ class SwitchoverTurn:
 
     @asynccontextmanager
     async def _own(self) -> AsyncIterator[None]:
-        with self._host.turns.join() as waiter:
+        with self._host.turns.join(self._migration_id) as waiter:
             await waiter.turn()
             yield
 

@@ -1,9 +1,11 @@
-"""One switchover at a time on a host, so that none lengthens the downtime of another.
+"""One thing at a time on a host that lengthens, or would lengthen, somebody's downtime.
 
 Every host has one *turn*. A migration that has converged takes the turn of both its hosts before
 its program is parked, and keeps it until the program runs at the destination. It waits while its
-program runs on; no program is ever parked to wait. Nothing depends on a turn but speed, so it is
-held, and waited for, for some seconds at most: a host that hangs delays others and stops nobody.
+program runs on; no program is ever parked to wait. What a shim agent does when it is started, which
+takes a processor for half a second, is done in a turn as well. Nothing depends on a turn but speed,
+so it is held, and waited for, for some seconds at most: a host that hangs delays others and stops
+nobody.
 """
 
 from collections import deque
@@ -22,11 +24,16 @@ class Turns:
     def __init__(self) -> None:
         """Nobody has it."""
         self._queue: deque[Waiter] = deque()
+        self._changed = trio.Event()
 
     @contextmanager
-    def join(self) -> Iterator["Waiter"]:
-        """Stand in line; await the waiter's `turn`. Leaving the block gives it back."""
-        waiter = Waiter(self)
+    def join(self, switchover: bytes | None = None) -> Iterator["Waiter"]:
+        """Stand in line; await the waiter's `turn`. Leaving the block gives it back.
+
+        Args:
+            switchover: the migration, if its switchover is what the turn is for.
+        """
+        waiter = Waiter(self, switchover)
         self._queue.append(waiter)
         self._call_first()
         try:
@@ -36,10 +43,21 @@ class Turns:
                 self._queue.remove(waiter)
             self._call_first()
 
+    @property
+    def switchover(self) -> bytes | None:
+        """The migration whose switchover has the turn now."""
+        return self._queue[0].switchover if self._queue else None
+
+    async def change(self) -> None:
+        """Wait until somebody else, or nobody, has the turn."""
+        await self._changed.wait()
+
     def _call_first(self) -> None:
         if self._queue and not self._queue[0].called.is_set():
             self._queue[0].since_s = trio.current_time()
             self._queue[0].called.set()
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
 
     def _overstayed_at(self) -> float:
         return self._queue[0].since_s + HOLD_S
@@ -53,10 +71,11 @@ class Turns:
 class Waiter:
     """One who stands in line."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, switchover: bytes | None) -> None:
         """Use `Turns.join`."""
         self.called = trio.Event()
         self.since_s = 0.0
+        self.switchover = switchover
         self._turns = turns
 
     async def turn(self) -> None:

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from optmigd.enclave_shim.arena import Arena, Runs, as_runs, count_pages, pages_of_runs
 from optmigd.enclave_shim.files import FileReceiver
+from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.enclave_shim.migration.pump import (
     Receiver,
     RoundMark,
@@ -75,6 +77,7 @@ class Link:
     threads: list[threading.Thread]
     marks: list[RoundMark] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
+    gate: BulkGate = field(default_factory=BulkGate)
     arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def round(self, round_no: int, runs: Runs, holes: Runs = NOTHING) -> None:
@@ -122,7 +125,7 @@ def linked(tmp_path: Path, streams: int) -> Iterator[Link]:
         )
         link.sockets.append(ours)
         link.senders.append(
-            Sender(ours, sealer, source, streams=streams, record_bytes=RECORD_BYTES)
+            Sender(ours, sealer, source, link.gate, streams=streams, record_bytes=RECORD_BYTES)
         )
         receiver = Receiver(theirs, opener, destination, files, record_bytes=RECORD_BYTES)
         link.threads.append(threading.Thread(target=run, args=(receiver,), daemon=True))
@@ -197,6 +200,19 @@ def test_a_stream_cut_in_a_record_is_refused(tmp_path: Path) -> None:
         assert [type(error) for error in link.errors] == [ChannelClosed]
 
 
+def test_a_round_waits_at_a_gate_that_is_shut(tmp_path: Path) -> None:
+    with linked(tmp_path, 2) as link:
+        link.source.pages[100:1500] = 7
+        link.gate.set(shut=True)
+        round_ = threading.Thread(target=link.round, args=(0, link.source.resident_runs()))
+        round_.start()
+        time.sleep(0.2)
+        assert not link.destination.pages.any()
+        link.gate.set(shut=False)
+        round_.join(10)
+        assert (link.destination.pages == link.source.pages).all()
+
+
 def test_a_changed_bit_is_refused(tmp_path: Path) -> None:
     with linked(tmp_path, 1) as link:
         link.source.pages[100:120] = 5
@@ -205,7 +221,9 @@ def test_a_changed_bit_is_refused(tmp_path: Path) -> None:
             sealer = StreamSealer(
                 SessionKeys(bytes(32)), ID, 0, "aes-256-gcm", record_bytes=RECORD_BYTES
             )
-            sender = Sender(ours, sealer, link.source, streams=1, record_bytes=RECORD_BYTES)
+            sender = Sender(
+                ours, sealer, link.source, link.gate, streams=1, record_bytes=RECORD_BYTES
+            )
             sender.send_round(0, link.source.resident_runs(), NOTHING, ())
             record = bytearray(theirs.recv(1 << 20))
         record[len(record) // 2] ^= 1

@@ -9,6 +9,7 @@ The agents are the fake ones: what they hold up is held up for certain.
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +71,10 @@ def holding(pair: Pair, state: str = "active", **more: Any) -> str:
 
 def let_go(pair: Pair) -> None:
     (pair.directory / "go").touch()
+
+
+def leave(go: Path) -> None:
+    go.touch()
 
 
 async def migrate(client: Client, enclave: str, host: str, outcomes: dict[str, Any]) -> None:
@@ -259,6 +264,39 @@ async def test_switchovers_take_turns_also_in_opposite_directions() -> None:
         for (had, turn), (moved, left) in zip(lines[::2], lines[1::2], strict=True):
             assert (turn, left) == ("turn", "left")
             assert had == moved, lines
+
+
+async def test_while_one_switches_over_the_bulk_work_of_the_others_is_held() -> None:
+    async with two_sites() as pair:
+        story = pair.directory / "story"
+        await pair.launch("waits", script=holding(pair))
+        await pair.a.client.migrate("waits", "b", detach=True)
+        await wait_for_state(pair.a, "waits", "active")
+        go = pair.directory / "leave"
+        script = holding(pair, "switchover", converge=str(story), hold_until=str(go))
+        await pair.launch("leaves", script=script)
+        await pair.a.client.migrate("leaves", "b", detach=True)
+        await wait_for_state(pair.a, "leaves", "switchover")
+
+        def held(site: Site, enclave: str) -> str:
+            (instance,) = (site.directory / "state/enclaves").glob(f"{enclave}@*")
+            found = instance / "gives_way"
+            return found.read_text() if found.exists() else "never"
+
+        async def is_held(site: Site, wanted: str) -> None:
+            async def there() -> bool:
+                return held(site, "waits") == wanted
+
+            await until(there)
+
+        await is_held(pair.a, "yes")
+        await is_held(pair.b, "yes")
+        assert held(pair.a, "leaves") == held(pair.b, "leaves") == "never"
+        leave(go)
+        await is_held(pair.a, "no")
+        await is_held(pair.b, "no")
+        let_go(pair)
+        await wait_for_state(pair.a, "waits", "completed")
 
 
 async def test_a_change_under_way_reaches_the_agent_and_the_streams() -> None:

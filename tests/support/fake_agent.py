@@ -18,7 +18,8 @@ the release: ends the hold, and answers when it has released. `converge`: the so
 switchover turn and waits for it; the file that it names gets a line when it has it, and one when it
 has moved. At the top, `status_blockers` are the
 source's own, and `launch_error` refuses to launch. The file `exited` in INSTANCE_DIR says that the
-program has ended, `withdrawn` that it was cancelled, `kept` that a cancel came after the token.
+program has ended, `withdrawn` that it was cancelled, `kept` that a cancel came after the token,
+`gives_way` whether its bulk work is to wait.
 """
 
 # It polls, and touches files where it likes: it is a scripted program, not a daemon.
@@ -166,7 +167,9 @@ class Agent:
 
     def hear(self, event: str, params: Params) -> None:
         """Take an event of the daemon."""
-        if params["migration_id"] == self.migration_id:
+        if event == "hold":
+            (self.directory / "gives_way").write_text("yes" if params["hold"] else "no")
+        elif params["migration_id"] == self.migration_id:
             self.heard.send_nowait((event, params["payload"]))
 
     async def answer(self, method: str, params: Params, fd: int | None) -> Params:
