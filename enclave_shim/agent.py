@@ -83,7 +83,6 @@ class Agent:
         self._migration: Part | None = None
         self._busy = False
         self._hold_bulk = False
-        self._looking = trio.Lock()  # the memory is not given back under who looks at it
         self._exit_status: int | None = None
         self._stopping = trio.Event()
         self._idle = trio.Event()  # no migration is under way
@@ -262,8 +261,7 @@ class Agent:
         with suppress(ChannelClosed):  # the next daemon is told when it connects
             await self._server.send("exited", {"exit_status": self._exit_status})
         await self._idle.wait()
-        async with self._looking:
-            await trio.to_thread.run_sync(enclave.arena.close)
+        await trio.to_thread.run_sync(enclave.arena.close)
 
     def _here(self) -> Enclave | None:
         """The instance that this agent has the right to run, if it has one."""
@@ -443,8 +441,7 @@ class Agent:
             receiving = part is not None and part.migration.role is Role.DESTINATION
             waiting = receiving and not self._idle.is_set()
             return status.nobody(self._platform, "waiting" if waiting else "booting")
-        async with self._looking:
-            return await trio.to_thread.run_sync(status.of_enclave, enclave, self._exit_status)
+        return await trio.to_thread.run_sync(status.of_enclave, enclave, self._exit_status)
 
     async def _sample_dirty(self, params: Params, fd: int) -> Params:
         wanted = requests.read_params(params, requests.Sample)

@@ -13,9 +13,10 @@ import errno
 import hashlib
 import mmap
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,8 @@ class Arena:
                 f"an arena is whole pages and more than {abi.RT_STATE_BYTES} bytes, "
                 f"not {size_bytes} bytes"
             )
+        self._keeping = threading.RLock()
+        self._given_back = False
         self.size_bytes = size_bytes
         self.page_count = size_bytes // abi.PAGE_BYTES
         self.fd = _memory_file() if fd < 0 else fd
@@ -165,14 +168,16 @@ class Arena:
         self.address = int(flat.ctypes.data)
         self.rt_state = flat[: abi.RT_STATE.itemsize].view(abi.RT_STATE)[0]
 
-    @property
-    def closed(self) -> bool:
-        """Whether the memory was given back."""
-        return self.fd < 0
+    @contextmanager
+    def kept(self) -> Iterator[bool]:
+        """Keep the memory while a thread looks at it; False: it is being given back, or was."""
+        with self._keeping:
+            yield not self._given_back
 
     def resident_bytes(self) -> int:
         """Bytes that are allocated now (a hole costs nothing)."""
-        return 0 if self.closed else os.fstat(self.fd).st_blocks * 512
+        with self.kept() as there:
+            return os.fstat(self.fd).st_blocks * 512 if there else 0
 
     def resident_runs(self, first: int = 0, end: int | None = None) -> Runs:
         """The allocated pages of [first, end), in page numbers; about 20 ns per page.
@@ -331,8 +336,10 @@ class Arena:
             pause: called now and then, about every millisecond of this work; it may block.
 
         """
-        if self.closed:
-            return
+        with self._keeping:
+            if self._given_back:
+                return
+            self._given_back = True
         for at in range(0, self.size_bytes, CLOSE_BYTES):
             if pause is not None:
                 pause()

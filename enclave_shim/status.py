@@ -39,6 +39,11 @@ def nobody(platform: Platform, state: str) -> Params:
 
 def of_enclave(enclave: Enclave, exit_status: int | None) -> Params:
     """The status of an instance; blocks while it looks through its directory."""
+    with enclave.arena.kept() as there:
+        return _of_memory(enclave, exit_status, there=there)
+
+
+def _of_memory(enclave: Enclave, exit_status: int | None, *, there: bool) -> Params:
     return {
         **describe(enclave),
         "state": _state_name(enclave),
@@ -47,8 +52,8 @@ def of_enclave(enclave: Enclave, exit_status: int | None) -> Params:
         "resident_bytes": enclave.arena.resident_bytes(),
         "generation": enclave.generation,
         "pid": enclave.process.pid,
-        "blockers": _blockers(enclave),
-        "holds": holdings(enclave.arena),
+        "blockers": _blockers(enclave) if there else [],
+        "holds": holdings(enclave.arena) if there else {},
         "refused_calls": [
             {"call": refused.call, "place": refused.place}
             for refused in enclave.process.ctl.refused_calls(enclave.identity.image.symbols)

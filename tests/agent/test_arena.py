@@ -2,6 +2,8 @@
 
 import errno
 import os
+import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optmigd.enclave_shim import abi, linux
+from optmigd.enclave_shim import arena as arena_module
 from optmigd.enclave_shim.arena import (
     Arena,
     Control,
@@ -221,7 +224,33 @@ def test_a_closed_arena_holds_no_memory(arena: Arena) -> None:
     view = arena.pages
     arena.close()
     arena.close()
-    assert arena.closed
+    with arena.kept() as there:
+        assert not there
+
+
+def test_an_arena_is_not_given_back_under_who_looks_at_it(arena: Arena) -> None:
+    arena.pages[:] = 1
+    closers = [threading.Thread(target=arena.close) for _ in range(2)]
+    with arena.kept() as there:
+        assert there
+        for closer in closers:
+            closer.start()
+        time.sleep(0.1)
+        assert arena.resident_bytes() == PAGES * abi.PAGE_BYTES
+        assert arena.pages.all()
+    for closer in closers:
+        closer.join(10)
+    assert arena.resident_bytes() == 0
+
+
+def test_giving_memory_back_pauses_between_its_pieces(arena: Arena) -> None:
+    arena.pages[:] = 1
+    left: list[int] = []
+    pieces = PAGES * abi.PAGE_BYTES // 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arena_module, "CLOSE_BYTES", pieces)
+        arena.close(lambda: left.append(os.fstat(arena.fd).st_blocks * 512))
+    assert left == [4 * pieces, 3 * pieces, 2 * pieces, pieces]
     assert not view[3000:3100].any()
 
 
