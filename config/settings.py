@@ -72,13 +72,17 @@ class LimitSettings(_Section, frozen=True):
 
 
 class MigrationSettings(_Section, frozen=True):
-    """What a migration uses when its request does not say otherwise; `timeout_s` 0: no limit."""
+    """What a migration uses when its request does not say otherwise; `timeout_s` 0: no limit.
+
+    `congestion_control`: of the data streams; empty for the system's.
+    """
 
     downtime_limit_ms: Annotated[float, msgspec.Meta(gt=0)]
     streams: Annotated[int, msgspec.Meta(ge=1, le=64)]
     on_stall: Literal["throttle", "switch", "abort"]
     timeout_s: Annotated[float, msgspec.Meta(ge=0)]
     switchover_stall_s: Annotated[float, msgspec.Meta(gt=0, le=3600)]
+    congestion_control: Annotated[str, msgspec.Meta(max_length=15)]
 
 
 class PlatformSettings(_Section, frozen=True):

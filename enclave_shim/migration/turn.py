@@ -11,6 +11,8 @@ import trio
 from optmigd.enclave_shim.migration.common import Emit
 
 ANSWER_S = 0.02
+"""How long to wait for the answer before the next round."""
+FRESH_S = 0.002
 """How long what was just collected is still fresh enough to switch over with."""
 PAUSE_S = 0.25
 LIMIT_S = 20.0
@@ -51,7 +53,7 @@ class SwitchoverTurn:
             await self._emit("converged", {})
             with trio.move_on_after(ANSWER_S):
                 await self._given.wait()
-            return self._given.is_set()
+            return self._given.is_set() and trio.current_time() - self._asked_s <= FRESH_S
         if trio.current_time() - self._asked_s > LIMIT_S:
             return True
         with trio.move_on_after(PAUSE_S):

@@ -25,6 +25,7 @@ from optmigd.daemon.journal import Journal
 from optmigd.daemon.listener import PeerListener
 from optmigd.daemon.registry import Registry
 from optmigd.daemon.spawn import AGENT_COMMAND, EnclaveUser
+from optmigd.daemon.streams import check_congestion_control
 from optmigd.daemon.tickets import Tickets
 from optmigd.protocol.errors import ConfigError
 
@@ -123,6 +124,7 @@ async def _supervise_until(
 
 async def _listen(host: Host, task_status: trio.TaskStatus[Daemon]) -> None:
     socket_path = host.settings.paths.socket
+    check_congestion_control(host.settings.migration.congestion_control)
     address, port = parse_address(host.settings.host.listen, allow_port_zero=True)
     try:
         listeners = await trio.open_tcp_listeners(port, host=address)

@@ -287,7 +287,10 @@ class Attempt:
             )
 
         async def open_one(index: int, ticket: bytes) -> None:
-            sock = await dial_stream(self._peer, ticket, self._host.settings.limits)
+            settings = self._host.settings
+            sock = await dial_stream(
+                self._peer, ticket, settings.limits, settings.migration.congestion_control
+            )
             self.duplicates.keep(sock)
             params = {"migration_id": self._migration_id, "index": index}
             await agent.request("add_stream", params, fd=sock.fileno())

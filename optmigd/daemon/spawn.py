@@ -177,6 +177,8 @@ def _open_private(path: str, flags: int) -> int:
 def _environment() -> dict[str, str]:
     """The daemon's own environment, with this very optmigd importable from a source tree."""
     environment = dict(os.environ)
+    # numpy's linear algebra is not used, but its threads would be started, and spin for work.
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
     root = str(Path(optmigd.__file__).resolve().parent.parent)
     if root != sysconfig.get_path("purelib"):
         paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]

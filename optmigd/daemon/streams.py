@@ -6,6 +6,7 @@ once. The kernel's own sizing of socket buffers is left on: setting SO_SNDBUF wo
 net.core.wmem_max, below what autotuning reaches.
 """
 
+import ipaddress
 import socket
 import struct
 from contextlib import suppress
@@ -13,7 +14,7 @@ from contextlib import suppress
 import trio
 
 from optmigd.config import LimitSettings, Peer
-from optmigd.protocol.errors import HostUnreachable, MigrationFailed
+from optmigd.protocol.errors import ConfigError, HostUnreachable, MigrationFailed
 from optmigd.protocol.link import DATA_PREAMBLE, TICKET_OK
 
 # Source: include/uapi/asm-generic/socket.h; Python 3.11 does not name it.
@@ -21,7 +22,9 @@ _SO_MAX_PACING_RATE = 47
 _UNPACED = (1 << 8 * struct.calcsize("@L")) - 1
 
 
-async def dial_stream(peer: Peer, ticket: bytes, limits: LimitSettings) -> socket.socket:
+async def dial_stream(
+    peer: Peer, ticket: bytes, limits: LimitSettings, congestion_control: str
+) -> socket.socket:
     """Connect one data stream and have its ticket accepted.
 
     Args:
@@ -29,6 +32,7 @@ async def dial_stream(peer: Peer, ticket: bytes, limits: LimitSettings) -> socke
         ticket: of 32 bytes, from the peer's `Accepted`.
         limits: how long connecting and the ticket may take together, and how long a dead peer
             goes unnoticed.
+        congestion_control: see `set_congestion_control`.
 
     Returns:
         A connected blocking socket, ready for the shim agent. The caller closes it.
@@ -42,6 +46,7 @@ async def dial_stream(peer: Peer, ticket: bytes, limits: LimitSettings) -> socke
             stream = await trio.open_tcp_stream(peer.host, peer.port)
             async with _ClosedOnError(stream):
                 tune_data_stream(stream.socket, limits.stream_idle_timeout_s)
+                set_congestion_control(stream.socket, congestion_control)
                 await stream.send_all(DATA_PREAMBLE + ticket)
                 if await stream.receive_some(len(TICKET_OK)) != TICKET_OK:
                     raise MigrationFailed(
@@ -76,6 +81,46 @@ def tune_data_stream(sock: trio.socket.SocketType, idle_timeout_s: float) -> Non
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2 * probe_s)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe_s)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+
+
+def set_congestion_control(sock: trio.socket.SocketType, name: str) -> None:
+    """Have the kernel use that congestion control; empty: the system's own.
+
+    But a connection within one machine has no congestion, and one that paces (bbr, a common
+    default) sends it in small pieces by timers, which halves the speed: there it is reno, which
+    every kernel allows.
+
+    Raises:
+        OSError: the kernel has no such congestion control, or does not allow it to this user.
+    """
+    if not name and _within_this_machine(sock):
+        name = "reno"
+    if name:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+
+
+def check_congestion_control(name: str) -> None:
+    """Find out whether `set_congestion_control` would work.
+
+    Raises:
+        ConfigError: it would not.
+    """
+    with socket.socket() as sock:
+        try:
+            if name:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+        except OSError as error:
+            raise ConfigError(
+                f"migration.congestion_control: {name!r} was refused ({error.strerror}); "
+                "/proc/sys/net/ipv4/tcp_available_congestion_control lists those this host has, "
+                "tcp_allowed_congestion_control those for users other than root",
+                key="migration.congestion_control",
+            ) from error
+
+
+def _within_this_machine(sock: trio.socket.SocketType) -> bool:
+    here, there = sock.getsockname()[0], sock.getpeername()[0]
+    return bool(here == there or ipaddress.ip_address(there).is_loopback)
 
 
 def take_socket(stream: trio.SocketStream) -> socket.socket:

@@ -21,7 +21,7 @@ from optmigd.daemon.images import CHUNK_BYTES, ImageStore
 from optmigd.daemon.journal import InstanceRow, Journal, MigrationRow
 from optmigd.daemon.nurseries import first_of, open_flat_nursery
 from optmigd.daemon.records import MigrationRecord
-from optmigd.daemon.streams import StreamDuplicates, dial_stream
+from optmigd.daemon.streams import StreamDuplicates, check_congestion_control, dial_stream
 from optmigd.daemon.tickets import TICKET_LIFETIME_S, Tickets
 from optmigd.protocol.errors import (
     ChannelClosed,
@@ -33,6 +33,8 @@ from optmigd.protocol.errors import (
 from optmigd.protocol.link import DATA_PREAMBLE
 
 ELF = (b"\x7fELF\x02\x01\x01".ljust(16, b"\x00") + b"\x02\x00\x3e\x00").ljust(64, b"\x00")
+
+ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
 
 
 async def ignore_stream(index: int, stream: socket.socket) -> None:
@@ -243,7 +245,8 @@ async def test_memory_that_comes_free_is_waited_for(
     assert next(available, None) is None
 
 
-async def test_a_data_stream_begins_with_its_ticket(nursery: trio.Nursery) -> None:
+@pytest.mark.parametrize("wanted", ["", *ALLOWED])
+async def test_a_data_stream_begins_with_its_ticket(nursery: trio.Nursery, wanted: str) -> None:
     ticket = os.urandom(32)
     heard: list[bytes] = []
 
@@ -259,7 +262,10 @@ async def test_a_data_stream_begins_with_its_ticket(nursery: trio.Nursery) -> No
         Peer("b", host, port, b"k" * 32),
         ticket,
         load_settings().limits,
+        congestion_control=wanted,
     ) as stream:
+        used = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        assert used.rstrip(b"\0").decode() == (wanted or "reno")
         assert stream.getblocking()
         assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
@@ -277,8 +283,16 @@ async def test_a_refused_ticket_is_a_failed_migration(nursery: trio.Nursery) -> 
     host, port = listeners[0].socket.getsockname()[:2]
     peer = Peer("b", host, port, b"k" * 32)
     with pytest.raises(MigrationFailed, match="refused the ticket"):
-        await dial_stream(peer, b"t" * 32, load_settings().limits)
+        await dial_stream(peer, b"t" * 32, load_settings().limits, congestion_control="")
     nursery.cancel_scope.cancel()
+
+
+def test_a_congestion_control_that_the_kernel_lacks_is_refused_at_the_start() -> None:
+    for name in ("", *ALLOWED):
+        check_congestion_control(name)
+    with pytest.raises(ConfigError, match="congestion_control") as caught:
+        check_congestion_control("hope")
+    assert caught.value.fields["key"] == "migration.congestion_control"
 
 
 def test_cutting_ends_both_ends_of_a_stream() -> None:

@@ -86,7 +86,7 @@ int main(int argc, char **argv) {
     perror(argv[6]);
     return 1;
   }
-  uint64_t *memory = malloc(pages * PAGE);
+  uint64_t *memory = aligned_alloc(PAGE, pages * PAGE);
   if (!memory || !pages) {
     fprintf(stderr, "writer: no memory for %llu MiB\n", (unsigned long long)pages >> 8);
     return 1;
