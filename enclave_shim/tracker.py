@@ -64,7 +64,7 @@ _REGION = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
 _REGIONS_PER_SCAN = 1 << 15
 SLICE_PAGES = 1 << 14
 """Written pages that are protected, and registered pages that are let go, in one go."""
-SCANNERS = 2
+SCANNERS = min(8, len(os.sched_getaffinity(0)))
 TABLE_BYTES = 512 * abi.PAGE_BYTES
 STRIP_BYTES = 256 << 20
 """Less than this is not worth a second thread: a clean GiB takes 0.3 ms."""
