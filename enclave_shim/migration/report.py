@@ -378,8 +378,9 @@ def _all_parts(
         if left_ms < 0 and parts:  # the peer began before this side came back from sending
             before = next(reversed(parts))
             parts[before] = max(round(parts[before] + left_ms, 3), 0.0)
-        left = {"token" if name == "resume" else name: max(round(left_ms, 3), 0.0)}
-        parts |= left | within if name == "resume" else within | left
+        left_ms = max(round(left_ms, 3), 0.0)
+        # Of `resume` the way to the peer is left, of `ready` the way back.
+        parts |= {"token": left_ms} | within if name == "resume" else within | {name: left_ms}
     return parts
 
 

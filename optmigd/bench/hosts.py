@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from optmigd.blocking import BlockingClient
 from optmigd.conversation import DaemonUnreachable
@@ -107,6 +109,24 @@ def _end_agents(host: Host) -> None:
                 os.close(pidfd)
 
 
+@contextmanager
+def _terminated_like_ctrl_c() -> Iterator[None]:
+    """Unwind at SIGTERM, so that what was started ends, where nobody else has taken the signal."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def unwind(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def introduce(hosts: list[Host]) -> None:
     """Let every host know the address and key of every other one."""
     identities = {host.name: host.client.host_identity() for host in hosts}
@@ -125,8 +145,11 @@ def two_hosts(*, prefix: Sequence[str] = ()) -> Iterator[tuple[Host, Host, Path]
 
     Yields:
         both hosts, and a folder for images and the like.
+
+    SIGTERM, like Ctrl-C, ends them first.
     """
     with ExitStack() as cleanup:
+        cleanup.enter_context(_terminated_like_ctrl_c())
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="optmigd-")))
         hosts = []
         for name in ("alpha", "beta"):

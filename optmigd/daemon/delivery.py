@@ -10,12 +10,70 @@ import trio
 from optmigd.config import Peer
 from optmigd.daemon.host import Host
 from optmigd.daemon.link import Link, refusal
-from optmigd.protocol.errors import OptmigError
+from optmigd.daemon.nurseries import first_of
+from optmigd.daemon.registry import Instance
+from optmigd.daemon.source import Attempt
+from optmigd.protocol.errors import ChannelClosed, OptmigError, RuntimeFailed
 from optmigd.protocol.link import Finished, Redeliver, Resumed, Session, Token
 
 RESUMED_TIMEOUT_S = 20.0
+CONFIRM_TIMEOUT_S = 30.0
+"""An agent that has said nothing of a confirmation for so long has refused it."""
 FIRST_DELAY_S = 0.2
 LAST_DELAY_S = 30.0
+
+
+async def deliver_until_confirmed(
+    host: Host,
+    peer: Peer,
+    instance: Instance,
+    attempt: Attempt,
+    token: bytes,
+    log: structlog.stdlib.BoundLogger,
+) -> bytes:
+    """Deliver until the source's agent accepts the confirmation; return it.
+
+    Args:
+        host: this host.
+        peer: the destination.
+        instance: the stay that ends here.
+        attempt: the migration, with its conversation if that is still open.
+        token: the journaled token.
+        log: bound to the migration.
+
+    Cancelled, the token may or may not have arrived.
+    """
+    link = attempt.link
+    while True:
+        resumed = await deliver(host, peer, link, attempt.migration_id, token, log)
+        if await _confirm(instance, attempt, resumed):
+            return resumed
+        link = None
+        log.error("confirmation_refused", retry_in_s=LAST_DELAY_S)
+        attempt.forget_end()
+        await trio.sleep(LAST_DELAY_S)
+
+
+async def _confirm(instance: Instance, attempt: Attempt, resumed: bytes) -> bool:
+    """Show the confirmation to our agent; it alone can tell whether it is genuine.
+
+    An agent that dies with it in its hands is followed by another, which is shown it again.
+    """
+    agent = instance.agent
+    params = {"migration_id": attempt.migration_id, "payload": resumed}
+    while agent is not None and not agent.gone.is_set() and attempt.ended is None:
+        try:
+            await agent.connected()
+            await agent.notify("resumed_delivered", params)
+        except (ChannelClosed, RuntimeFailed):
+            await agent.disconnected()  # soon: it is noticed by the one who reads
+            continue
+        with trio.move_on_after(CONFIRM_TIMEOUT_S) as scope:
+            await first_of(attempt.ended_event.wait, agent.disconnected)
+        if scope.cancelled_caught:
+            return False
+    ended = attempt.ended
+    return ended is None or ended.get("outcome") == "completed"
 
 
 async def deliver(

@@ -19,7 +19,7 @@ from optmigd.config import Peer
 from optmigd.daemon.admission import only_busy
 from optmigd.daemon.agents import AgentConnectionLost
 from optmigd.daemon.answers import Params, internal_error, mapping, merged
-from optmigd.daemon.delivery import LAST_DELAY_S, deliver
+from optmigd.daemon.delivery import deliver_until_confirmed
 from optmigd.daemon.departures import Place, WaitsFor
 from optmigd.daemon.host import Host, now_s
 from optmigd.daemon.journal import MigrationRow
@@ -32,14 +32,12 @@ from optmigd.daemon.turn_taking import SwitchoverTurn
 from optmigd.protocol.blockers import Blocker, blockers_from_fields
 from optmigd.protocol.errors import (
     AlreadyReleased,
-    ChannelClosed,
     HandoffUncertain,
     MigrationBlocked,
     MigrationCancelled,
     MigrationFailed,
     MigrationTimeout,
     OptmigError,
-    RuntimeFailed,
     UnknownHost,
     to_wire,
 )
@@ -52,8 +50,6 @@ RESTORED_ENDED_TIMEOUT_S = 2.0
 UNCERTAIN_AFTER_S = 60.0
 """How long a caller without a time-out waits for the confirmation of a release."""
 UNCERTAIN_LEAST_S = 5.0
-CONFIRM_TIMEOUT_S = 30.0
-"""An agent that has said nothing of a confirmation for so long has refused it."""
 _RESTORED = MigrateOptions("precopy", 0.0, 0, 1, 0.0, "abort", verify=False, dry_run=False)
 
 
@@ -443,7 +439,15 @@ class OutgoingMigration:
             async with open_flat_nursery() as nursery:
                 if self._instance.agent is not None:
                     nursery.start_soon(self._attempt.listen)
-                await self._deliver_until_confirmed()
+                assert self._row.token is not None
+                self._row.resumed = await deliver_until_confirmed(
+                    self._host,
+                    self._peer,
+                    self._instance,
+                    self._attempt,
+                    self._row.token,
+                    self._log,
+                )
                 nursery.cancel_scope.cancel()
         self._turn.give_back()
         if self._delivery_scope.cancelled_caught:
@@ -462,42 +466,6 @@ class OutgoingMigration:
         self._leave()
         self.done.set()
         await self._host.registry.clear(self._instance)
-
-    async def _deliver_until_confirmed(self) -> None:
-        assert self._row.token is not None
-        link = self._attempt.link
-        while True:
-            resumed = await deliver(
-                self._host, self._peer, link, self.migration_id, self._row.token, self._log
-            )
-            if await self._confirm(resumed):
-                self._row.resumed = resumed
-                return
-            link = None
-            self._log.error("confirmation_refused", retry_in_s=LAST_DELAY_S)
-            self._attempt.forget_end()
-            await trio.sleep(LAST_DELAY_S)
-
-    async def _confirm(self, resumed: bytes) -> bool:
-        """Show the confirmation to our agent; it alone can tell whether it is genuine.
-
-        An agent that dies with it in its hands is followed by another, which is shown it again.
-        """
-        agent = self._instance.agent
-        params = {"migration_id": self.migration_id, "payload": resumed}
-        while agent is not None and not agent.gone.is_set() and self._attempt.ended is None:
-            try:
-                await agent.connected()
-                await agent.notify("resumed_delivered", params)
-            except (ChannelClosed, RuntimeFailed):
-                await agent.disconnected()  # soon: it is noticed by the one who reads
-                continue
-            with trio.move_on_after(CONFIRM_TIMEOUT_S) as scope:
-                await first_of(self._attempt.ended_event.wait, agent.disconnected)
-            if scope.cancelled_caught:
-                return False
-        ended = self._attempt.ended
-        return ended is None or ended.get("outcome") == "completed"
 
     async def _abandon_delivery(self) -> None:
         await self._conclude(

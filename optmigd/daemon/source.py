@@ -96,6 +96,7 @@ class Attempt:
         hooks: "Hooks",
     ) -> None:
         """Prepare it; nothing is sent yet."""
+        self.migration_id = migration_id
         self.token: bytes | None = None
         self.ended: Params | None = None
         self.ended_event = trio.Event()
@@ -109,7 +110,6 @@ class Attempt:
         self._share: Share | None = None
         self._agreeing = trio.Lock()
         self._exported = False
-        self._migration_id = migration_id
         self._record = record
         self._log = log
         self._hooks = hooks
@@ -117,7 +117,7 @@ class Attempt:
 
     def subscribe(self, agent: Agent) -> None:
         """Listen to the agent; from here on it may have to be asked to withdraw."""
-        self._events = agent.subscribe(self._migration_id)
+        self._events = agent.subscribe(self.migration_id)
 
     async def run(self) -> None:
         """Migrate until the agent has released, or has ended the migration.
@@ -158,7 +158,7 @@ class Attempt:
         async with self._agreeing:
             if self._exported:
                 agent = self._instance.live_agent()
-                await agent.request("set", {"migration_id": self._migration_id, **changes})
+                await agent.request("set", {"migration_id": self.migration_id, **changes})
             self._options = options
         if self._share is not None:
             # Also where only another limit was changed: the agent may have set the streams' rate.
@@ -216,7 +216,7 @@ class Attempt:
         facts = self._instance.row.facts
         await link.send(
             Offer(
-                migration_id=self._migration_id,
+                migration_id=self.migration_id,
                 enclave=self._instance.enclave,
                 generation=self._instance.row.generation,
                 image_sha256=facts["image_sha256"],
@@ -257,7 +257,7 @@ class Attempt:
     def _export_params(self, dry_run: bool) -> Params:
         options = self._options
         return {
-            "migration_id": self._migration_id,
+            "migration_id": self.migration_id,
             "mode": options.mode,
             "streams": options.streams,
             "downtime_limit_ms": options.downtime_limit_ms,
@@ -292,7 +292,7 @@ class Attempt:
                 self._peer, ticket, settings.limits, settings.migration.congestion_control
             )
             self.duplicates.keep(sock)
-            params = {"migration_id": self._migration_id, "index": index}
+            params = {"migration_id": self.migration_id, "index": index}
             await agent.request("add_stream", params, fd=sock.fileno())
 
         async with open_flat_nursery() as nursery:
@@ -315,7 +315,7 @@ class Attempt:
         while True:
             message = await link.receive()
             if isinstance(message, Session):
-                params = {"migration_id": self._migration_id, "payload": message.payload}
+                params = {"migration_id": self.migration_id, "payload": message.payload}
                 await agent.notify("session", params)
             elif isinstance(message, Abort):
                 await trio.sleep(ABORT_GRACE_S)
@@ -365,7 +365,7 @@ class Attempt:
 
             nursery.start_soon(listen)
             try:
-                await agent.request("cancel", {"migration_id": self._migration_id})
+                await agent.request("cancel", {"migration_id": self.migration_id})
             except AlreadyReleased:
                 await trio.sleep_forever()  # until `release` arrives, or the agent has gone
             except EnclaveError as error:

@@ -94,7 +94,7 @@ async def test_a_confirmation_that_died_with_its_agent_is_shown_to_the_next(
 ) -> None:
     """Not after some time: as soon as there is a next one."""
     monkeypatch.setenv("DIES_AT", "confirmation in hand")
-    monkeypatch.setattr("optmigd.daemon.outgoing.CONFIRM_TIMEOUT_S", math.inf)
+    monkeypatch.setattr("optmigd.daemon.delivery.CONFIRM_TIMEOUT_S", math.inf)
     with trio.fail_after(170):
         async with two_sites_of(AGENT) as pair:
             assert await move(pair, integers) is None

@@ -1,0 +1,39 @@
+"""The daemons of a benchmark end with it, however it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = textwrap.dedent(
+    """
+    import time
+    from optmigd.bench.hosts import two_hosts
+
+    with two_hosts() as (alpha, beta, folder):
+        print(alpha.process.pid, beta.process.pid, folder, flush=True)
+        time.sleep(600)
+    """
+)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_benchmark_that_is_ended_leaves_no_daemon_and_no_folder(how: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", BENCHMARK],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as benchmark:
+        assert benchmark.stdout is not None
+        first, second, folder = benchmark.stdout.readline().split()
+        benchmark.send_signal(how)
+        assert benchmark.wait(60) != 0
+    for pid in (int(first), int(second)):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not Path(folder).exists()
