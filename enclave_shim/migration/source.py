@@ -3,8 +3,8 @@
 The order (`optmigd.protocol.states` has the table that this walks):
 
 1. `setup`: blockers of both sides, attested session, the destination's memory and process ready.
-2. `active`: rounds. Send, wait until the destination has it all, collect what was written
-   meanwhile, decide.
+2. `active`: rounds. Send; collect what was written meanwhile, while the destination confirms that
+   it has it all; decide.
 3. `pre-switchover`, `switchover`: park the program, collect for the last time, send the rest, the
    files' last changes and the manifest. The destination answers READY with its own digest.
 4. The point of no return: the token is sealed and noted in the vault, the instance is made unable
