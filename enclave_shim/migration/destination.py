@@ -276,6 +276,7 @@ class Destination(Part):
         try:
             await trio.sleep_forever()
         finally:
+            self.bulk_gate.keep_open()
             self.streams.shut()
 
     # ---- hand-off ----

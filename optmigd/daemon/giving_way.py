@@ -15,13 +15,15 @@ async def give_way(host: Host) -> None:
     """Tell agents to hold their bulk work, and to go on, as the turn changes; never returns."""
     held: set[Agent] = set()
     while True:
+        # Taken before looking: a change that comes while it looks is not missed.
+        changes = host.turns.next_change, host.registry.next_change
         first = host.turns.switchover
         wanted = _others(host, first) if first is not None else set()
         for agent in held ^ wanted:
             # None waits for another. What one agent is told arrives in order: they wait in line.
             host.nursery.start_soon(_tell, host, agent, agent in wanted)
         held = wanted
-        await first_of(host.turns.change, host.registry.wait_change)
+        await first_of(*(change.wait for change in changes))
 
 
 def _others(host: Host, switchover: bytes) -> set[Agent]:

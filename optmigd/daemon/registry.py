@@ -179,6 +179,11 @@ class Registry:
             if stay.row.state in LIVE_STATES
         ]
 
+    @property
+    def next_change(self) -> trio.Event:
+        """Set at the next change of any instance's state."""
+        return self._changed
+
     async def wait_change(self) -> None:
         """Return after the next change of any instance's state."""
         await self._changed.wait()

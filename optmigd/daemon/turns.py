@@ -48,9 +48,10 @@ class Turns:
         """The migration whose switchover has the turn now."""
         return self._queue[0].switchover if self._queue else None
 
-    async def change(self) -> None:
-        """Wait until somebody else, or nobody, has the turn."""
-        await self._changed.wait()
+    @property
+    def next_change(self) -> trio.Event:
+        """Set as soon as somebody else, or nobody, has the turn."""
+        return self._changed
 
     def _call_first(self) -> None:
         if self._queue and not self._queue[0].called.is_set():

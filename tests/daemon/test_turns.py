@@ -53,6 +53,20 @@ async def test_a_failure_gives_the_turn_back(autojump_clock: MockClock) -> None:
         await waiter.turn()
 
 
+async def test_a_change_of_the_turn_is_told_with_the_switchover_that_has_it() -> None:
+    turns = Turns()
+    change = turns.next_change
+    with turns.join(b"first") as first:
+        await first.turn()
+        assert change.is_set() and turns.switchover == b"first"
+        with turns.join():
+            assert turns.switchover == b"first"
+    change = turns.next_change
+    assert turns.switchover is None and not change.is_set()
+    with turns.join():
+        assert turns.switchover is None, "the start of an agent is no switchover"
+
+
 async def test_a_turn_that_is_never_given_back_is_passed_over(autojump_clock: MockClock) -> None:
     turns = Turns()
     started = trio.current_time()
