@@ -78,14 +78,17 @@ def start_host(
 
 def stop_host(host: Host) -> None:
     """End the enclaves that are on the host, then its daemon, whatever state they are in."""
+    unanswered = threading.Timer(STOP_TIMEOUT_S, host.process.kill)
+    unanswered.start()
     try:
         for status in host.client.list_enclaves():
             if status["state"] not in ("moved", "exited"):
                 with suppress(OptmigError):  # it is just arriving, leaving or ending: see below
                     host.client.stop(status["enclave"])
     except DaemonUnreachable:
-        pass  # a test may have ended the daemon itself
+        pass  # a test may have ended the daemon itself, or it does not answer
     finally:
+        unanswered.cancel()
         host.process.terminate()
         try:
             host.process.wait(STOP_TIMEOUT_S)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from optmigd.bench import hosts
+
 BENCHMARK = textwrap.dedent(
     """
     import time
@@ -19,6 +21,16 @@ BENCHMARK = textwrap.dedent(
         time.sleep(600)
     """
 )
+
+
+def test_a_daemon_that_does_not_answer_is_ended_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "STOP_TIMEOUT_S", 1.0)
+    host = hosts.start_host("alpha", tmp_path / "alpha")
+    host.process.send_signal(signal.SIGSTOP)
+    hosts.stop_host(host)
+    assert host.process.wait(10) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
