@@ -101,12 +101,16 @@ def _true(platform: SimPlatform, measurement: bytes, data: bytes) -> bytes:
     return platform.evidence(measurement, data)
 
 
+def _changed(evidence: bytes) -> bytes:
+    return evidence[:-1] + bytes([evidence[-1] ^ 1])
+
+
 FORGERIES: dict[str, MakeEvidence] = {
     "of-an-earlier-session": lambda p, m, d: p.evidence(m, os.urandom(64)),
     "of-another-program": lambda p, m, d: p.evidence(bytes(32), d),
     "of-a-debug-enclave": lambda p, m, d: SimPlatform(ROOT, debug=True).evidence(m, d),
     "signed-by-another-root": lambda p, m, d: SimPlatform(bytes(32)).evidence(m, d),
-    "changed": lambda p, m, d: p.evidence(m, d)[:-1] + b"\0",
+    "changed": lambda p, m, d: _changed(p.evidence(m, d)),
     "none": lambda p, m, d: b"",
 }
 
