@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from optmigd.blocking import BlockingClient
 from optmigd.conversation import DaemonUnreachable
@@ -119,11 +118,7 @@ def _terminated_like_ctrl_c() -> Iterator[None]:
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-
-    def unwind(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, unwind)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
