@@ -6,7 +6,7 @@ makes this complete is: arm, *then* list the resident pages; collect (which re-a
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -24,6 +24,9 @@ from optmigd.protocol.session import RoundDone
 
 BACKGROUND_PAGES = 1 << 14
 """A round of so many pages (64 MiB) takes long enough for a program to feel it."""
+
+STALE_S = 0.005
+"""What was collected longer ago says too little about what is dirty now."""
 
 NOTHING: Runs = as_runs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
@@ -49,7 +52,7 @@ class Rounds:
         self._senders = senders
         self._files = files
         self._tracker = tracker
-        self._started_s = 0.0
+        self._started_s = self._collected_s = 0.0
         self._sent = Counts()
         self._last_sent = -1
         self._parked = tracker is None
@@ -100,6 +103,29 @@ class Rounds:
             self.pending = written  # to look for holes would take 5 ms a GiB
         else:
             self.pending, self._holes = self._arena.split_resident(written, thorough=False)
+
+    async def collect_while_confirmed(self, receive: Callable[[], Awaitable[RoundDone]]) -> None:
+        """Collect while the confirmation of the round comes, and again if that took its time.
+
+        What is collected late is more for the next round. But the buffers of a slow link may hold
+        much of a round: what is written until they have drained counts for the decision as well.
+
+        Args:
+            receive: returns the destination's account of the round.
+
+        Raises:
+            RemoteProtocolError: it is not this side's.
+
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._collect)
+            self.confirm(await receive())
+        if time.monotonic() - self._collected_s > STALE_S:
+            await self._collect()
+
+    async def _collect(self) -> None:
+        await trio.to_thread.run_sync(self.collect)
+        self._collected_s = time.monotonic()
 
     @property
     def dirty_pages(self) -> int:

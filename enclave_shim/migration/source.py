@@ -19,8 +19,8 @@ destination told to give up. After 4 nothing does: `run` waits for RESUMED as lo
 import dataclasses
 import hmac
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import trio
 
@@ -97,10 +97,6 @@ from optmigd.protocol.wire import encode
 PROGRESS_INTERVAL_S = 0.5
 REFUSAL_GRACE_S = 0.3
 FAREWELL_TIMEOUT_S = 2.0
-
-
-async def _in_thread(work: Callable[[], None]) -> None:
-    await trio.to_thread.run_sync(work)
 
 
 class Source(Part):
@@ -331,10 +327,7 @@ class Source(Part):
         await trio.to_thread.run_sync(rounds.begin)
         while True:
             await self._send(rounds)
-            # What is collected later than it could be is more for the next round.
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_in_thread, rounds.collect)
-                rounds.confirm(await self._conversation.receive(RoundDone))
+            await rounds.collect_while_confirmed(partial(self._conversation.receive, RoundDone))
             self.migration.handle(Event.ROUND_DONE)
             stats = rounds.record(throttle_permille=self._throttle.permille)
             fields = self._report.add_round(stats)
