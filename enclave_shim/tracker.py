@@ -66,6 +66,9 @@ SLICE_PAGES = 1 << 14
 """Written pages that are protected, and registered pages that are let go, in one go."""
 SCANNERS = min(8, len(os.sched_getaffinity(0)))
 TABLE_BYTES = 512 * abi.PAGE_BYTES
+BLOCK_WORDS = 64
+BLOCK_MARKS = 8 * BLOCK_WORDS
+"""Marks that are looked at together: eight cache lines."""
 STRIP_BYTES = 256 << 20
 """Less than this is not worth a second thread: a clean GiB takes 0.3 ms."""
 
@@ -157,20 +160,20 @@ def probe(process: Tracked) -> str:
 def take_marks(marks: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> Runs:
     """Return the marked pages and clear their marks, while the program goes on marking.
 
-    A copy is searched, because numpy counts before it collects and refuses an array that changes in
-    between. A page that is marked again after the copy was taken is read after its mark was
+    Nearly all are clear, so whole blocks are looked at first, and in a copy of those that are not,
+    words. (A copy, because numpy counts before it collects and refuses an array that changes in
+    between.) A page that is marked again after the copy was taken is read after its mark was
     cleared, and so with all that the mark stands for.
     """
-    whole = len(marks) // 8 * 8
-    words = marks[:whole].view(np.uint64).copy() if _aligned(marks) else None
-    if words is None:
-        marked = np.flatnonzero(marks.copy())
-    else:
-        some = np.flatnonzero(words)  # eight at a time: nearly all are clear
-        bytes_ = words[some].view(np.uint8).reshape(-1, 8)
-        row, column = np.nonzero(bytes_)
-        rest = np.flatnonzero(marks[whole:].copy()) + whole
-        marked = np.concatenate((some[row] * 8 + column, rest))
+    whole = len(marks) // BLOCK_MARKS * BLOCK_MARKS if _aligned(marks) else 0
+    blocks = marks[:whole].view(np.uint64).reshape(-1, BLOCK_WORDS)
+    some = np.flatnonzero(np.bitwise_or.reduce(blocks, axis=1))
+    words = blocks[some].ravel()
+    found = np.flatnonzero(words)
+    row, column = np.nonzero(words[found].view(np.uint8).reshape(-1, 8))
+    block, word = np.divmod(found[row], BLOCK_WORDS)
+    rest = np.flatnonzero(marks[whole:].copy()) + whole
+    marked = np.concatenate((some[block] * BLOCK_MARKS + word * 8 + column, rest))
     marks[marked] = 0
     return runs_of_pages(marked)
 

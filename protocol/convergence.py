@@ -51,8 +51,9 @@ class RoundStats:
         zero_pages: sent as runs.
         bytes: sent on the wire.
         duration_s: seconds from the start of the round to the confirmation of its end.
-        dirty_pages: dirty at its end, so to be sent by the next one.
+        dirty_pages: dirty at its end, so to be sent before the switchover ends.
         throttle_permille: how much of its time the program was held back meanwhile.
+        hot_pages: how many dirty ones the next round leaves out: they are written all the time.
     """
 
     round_no: int
@@ -62,6 +63,12 @@ class RoundStats:
     duration_s: float
     dirty_pages: int
     throttle_permille: int = 0
+    hot_pages: int = 0
+
+    @property
+    def next_pages(self) -> int:
+        """How many pages the next round sends."""
+        return self.dirty_pages - self.hot_pages
 
 
 @dataclass(frozen=True)
@@ -153,14 +160,14 @@ def stalled(history: Sequence[RoundStats]) -> bool:
 def worth_another(history: Sequence[RoundStats], settings: Settings) -> bool:
     """Whether a further round would shorten a downtime that is within the limit already.
 
-    It is expected to shrink as the last one did. With nothing to go by but a round that did not
-    shrink, it is at the minimum.
+    It is expected to shrink as the last one did; hot pages stay. With nothing to go by but a round
+    that did not shrink, it is at the minimum.
     """
     last = history[-1]
     sent_pages = last.pages + last.zero_pages
-    if sent_pages == 0 or last.dirty_pages >= SHRINK_CLEARLY * sent_pages:
+    if sent_pages == 0 or last.next_pages >= SHRINK_CLEARLY * sent_pages:
         return False
-    would_go = last.dirty_pages * (1 - last.dirty_pages / sent_pages)
+    would_go = last.next_pages * (1 - last.next_pages / sent_pages)
     speed = throughput(history)
     gain_ms = expected_downtime_ms(math.ceil(would_go), speed, 0.0, settings.page_bytes)
     return gain_ms >= LEAST_GAIN_MS
@@ -200,7 +207,7 @@ def _next_throttle(last: RoundStats, speed: float, page_bytes: int) -> int:
     """Return the throttle under which rounds should halve, or a step towards it."""
     least = last.throttle_permille + THROTTLE_STEP_PERMILLE
     most = min(THROTTLE_MAX_PERMILLE, last.throttle_permille + THROTTLE_RISE_PERMILLE)
-    dirtied = last.dirty_pages * page_bytes / last.duration_s if last.duration_s > 0 else math.inf
+    dirtied = last.next_pages * page_bytes / last.duration_s if last.duration_s > 0 else math.inf
     share = min(1.0, THROTTLE_TARGET * speed / dirtied) if dirtied > 0 else 1.0
     running = (1000 - last.throttle_permille) * share
     return min(most, max(least, round(1000 - running)))

@@ -1,20 +1,22 @@
 """The source's rounds: what is sent in each, and what each was like.
 
 Round 0 sends every resident page; holes are not mentioned, because the destination's memory is
-fresh and reads as zeros. Each later round sends what the tracker collected since. The order that
-makes this complete is: arm, *then* list the resident pages; collect (which re-arms), *then* read.
+fresh and reads as zeros. Each later round sends what the tracker collected since, but for hot pages
+(see `hot_pages`), which the last round sends. The order that makes this complete is: arm, *then*
+list the resident pages; collect (which re-arms), *then* read.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import numpy as np
 import trio
 
 from optmigd.enclave_shim.arena import Arena, Runs, as_runs, count_pages, merge_runs
-from optmigd.enclave_shim.files import Step, TravellingFiles
+from optmigd.enclave_shim.files import TravellingFiles
 from optmigd.enclave_shim.migration.background import run_in_background
+from optmigd.enclave_shim.migration.hot_pages import HotPages
 from optmigd.enclave_shim.migration.pump import Sender
 from optmigd.enclave_shim.tracker import Tracker
 from optmigd.protocol.convergence import RoundStats
@@ -24,6 +26,9 @@ from optmigd.protocol.session import RoundDone
 
 BACKGROUND_PAGES = 1 << 14
 """A round of so many pages (64 MiB) takes long enough for a program to feel it."""
+
+FEW_PAGES = 1 << 10
+"""A round of fewer pages takes less time to send than threads take to agree."""
 
 STALE_S = 0.005
 """What was collected longer ago says too little about what is dirty now."""
@@ -48,6 +53,8 @@ class Rounds:
         self.history: list[RoundStats] = []
         self.pending: Runs = NOTHING
         self._holes: Runs = NOTHING
+        self._written: Runs = NOTHING  # since the account of the last round
+        self.hot_pages = HotPages(arena.page_count)
         self._arena = arena
         self._senders = senders
         self._files = files
@@ -98,6 +105,8 @@ class Rounds:
         if self._tracker is None:
             return
         collected = self._tracker.collect(parked=parked)
+        if not parked:
+            self._written = merge_runs(self._written, collected)
         written = merge_runs(self.pending, self._holes, collected)
         if parked and len(self._holes) == 0 and not self._tracker.gave_back:
             self.pending = written  # to look for holes would take 5 ms a GiB
@@ -129,13 +138,13 @@ class Rounds:
 
     @property
     def dirty_pages(self) -> int:
-        """How many pages the next round sends."""
+        """How many pages would be sent if the program were parked now."""
         return count_pages(self.pending) + count_pages(self._holes)
 
     async def send(self) -> None:
         """Send what is pending, as the next round.
 
-        While the program runs, a large round leaves the processors to it.
+        While the program runs, a large round leaves the processors to it, and hot pages wait.
 
         Raises:
             OSError: a stream broke, or was closed to stop this.
@@ -145,24 +154,30 @@ class Rounds:
         self._started_s = time.monotonic()
         round_no = self.round_no
         counts: list[Counts] = []
-        in_background = not self._parked and self.dirty_pages >= BACKGROUND_PAGES
+        hot = NOTHING
+        if not self._parked:
+            self.pending, hot = self.hot_pages.part(self.pending)
+        pages = self.dirty_pages
+        in_background = not self._parked and pages >= BACKGROUND_PAGES
+        # One thread for little: two would wait for each other's interpreter lock.
+        together = [self._senders] if pages < FEW_PAGES else [[one] for one in self._senders]
 
-        async def send_on(sender: Sender, steps: Iterator[Step]) -> None:
-            send: Callable[[], Counts] = partial(
-                sender.send_round, round_no, self.pending, self._holes, steps
-            )
-            if in_background:
-                send = partial(run_in_background, send)
-            counts.append(await trio.to_thread.run_sync(send, limiter=self._limiter))
+        def send_on(senders: list[Sender]) -> None:
+            for sender in senders:
+                steps = self._files.delta() if sender is self._senders[0] else iter(())
+                counts.append(sender.send_round(round_no, self.pending, self._holes, steps))
 
         async with trio.open_nursery() as nursery:
-            for index, sender in enumerate(self._senders):
-                nursery.start_soon(send_on, sender, self._files.delta() if index == 0 else iter(()))
+            for senders in together:
+                send: Callable[[], None] = partial(send_on, senders)
+                if in_background:
+                    send = partial(run_in_background, send)
+                nursery.start_soon(partial(trio.to_thread.run_sync, send, limiter=self._limiter))
         self._sent = Counts()
         for count in counts:
             self._sent.add(count)
         self._last_sent = round_no
-        self.pending = self._holes = NOTHING
+        self.pending, self._holes = hot, NOTHING
 
     def confirm(self, done: RoundDone) -> None:
         """Compare the destination's account with this side's.
@@ -178,6 +193,11 @@ class Rounds:
 
     def record(self, *, throttle_permille: int = 0) -> RoundStats:
         """Close the round's account; the next one can begin."""
+        hot_pages = 0
+        if not self._parked:
+            self.hot_pages.round_over(self._written)
+            self._written = NOTHING
+            hot_pages = count_pages(self.hot_pages.part(self.pending)[1])
         stats = RoundStats(
             round_no=self.round_no,
             pages=self._sent.pages,
@@ -186,6 +206,7 @@ class Rounds:
             duration_s=time.monotonic() - self._started_s,
             dirty_pages=self.dirty_pages,
             throttle_permille=throttle_permille,
+            hot_pages=hot_pages,
         )
         self.history.append(stats)
         return stats

@@ -331,7 +331,8 @@ class Source(Part):
             self.migration.handle(Event.ROUND_DONE)
             stats = rounds.record(throttle_permille=self._throttle.permille)
             fields = self._report.add_round(stats)
-            self._log.info("round_completed", **fields, dirty_pages=stats.dirty_pages)
+            dirty = {"dirty_pages": stats.dirty_pages, "hot_pages": stats.hot_pages}
+            self._log.info("round_completed", **fields, **dirty)
             await self._emit("round", fields)
             decision = decide(rounds.history, self._settings())
             match decision:
@@ -344,6 +345,7 @@ class Source(Part):
                 case HoldBack(permille=permille):
                     self._log.info("program_held_back", permille=permille)
                     self._throttle.permille = permille
+                    rounds.hot_pages.stop()
                 case Abort(reason=reason):
                     raise NotConverging(reason)
 

@@ -1,18 +1,21 @@
 """When the source collects: what it decides by is what is dirty when the round is confirmed."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import trio
 
-from optmigd.enclave_shim.arena import Arena, Runs, as_runs
+from optmigd.enclave_shim.arena import Arena, Runs, as_runs, pages_of_runs, runs_of_pages
 from optmigd.enclave_shim.files import TravellingFiles
 from optmigd.enclave_shim.migration import rounds as rounds_module
-from optmigd.enclave_shim.migration.rounds import STALE_S, Rounds
+from optmigd.enclave_shim.migration.pump import Sender
+from optmigd.enclave_shim.migration.rounds import FEW_PAGES, STALE_S, Rounds
 from optmigd.protocol.errors import RemoteProtocolError
+from optmigd.protocol.records import Counts
 from optmigd.protocol.session import RoundDone
 
 
@@ -74,3 +77,105 @@ async def test_a_wrong_account_of_a_round_is_refused(arena: Arena, tmp_path: Pat
     with pytest.raises(ExceptionGroup) as caught:
         await rounds.collect_while_confirmed(confirm)
     assert caught.group_contains(RemoteProtocolError, match="account")
+
+
+class Scripted:
+    """A tracker that finds, collection by collection, what it was told."""
+
+    name = "scripted"
+    gave_back = False
+
+    def __init__(self, *written: list[int]) -> None:
+        self._written = iter(written)
+
+    def arm(self) -> None: ...
+
+    def collect(self, *, parked: bool = False) -> Runs:
+        return runs_of_pages(np.array(next(self._written), dtype=np.int64))
+
+    def disarm(self) -> None: ...
+
+
+class Recorder:
+    """In the place of a sender: notes which pages each round sends, and in which thread."""
+
+    def __init__(self, meet: threading.Barrier | None = None) -> None:
+        self._meet = meet
+        self.sent: list[list[int]] = []
+        self.threads: list[int] = []
+
+    def send_round(self, round_no: int, runs: Runs, holes: Runs, steps: Iterable[object]) -> Counts:
+        assert round_no == len(self.sent)
+        if self._meet is not None and round_no == 0:
+            self._meet.wait(timeout=10)
+        self.sent.append(pages_of_runs(runs).tolist())
+        self.threads.append(threading.get_ident())
+        return Counts()
+
+
+async def run_rounds(rounds: Rounds, count: int) -> None:
+    """Send round 0 and those after it, each followed by a collection; then the last, parked."""
+    rounds.begin()
+    for _ in range(count):
+        await rounds.send()
+        rounds.collect()
+        rounds.record()
+    rounds.collect(parked=True)
+    await rounds.send()
+
+
+async def test_hot_pages_are_sent_late_and_never_forgotten(arena: Arena, tmp_path: Path) -> None:
+    hot, cools, now_and_then = 5, 6, 7
+    sender = Recorder()
+    tracker = Scripted(
+        [hot, cools, now_and_then],
+        [hot, cools],
+        [hot, cools, now_and_then],  # both written in three rounds running
+        [hot],
+        [hot],
+        [],  # while it is parked
+    )
+    rounds = Rounds(arena, [cast(Sender, sender)], TravellingFiles(tmp_path, {}, 4096), tracker)
+    await run_rounds(rounds, 5)
+    assert sender.sent[0] == list(range(arena.page_count))
+    assert sender.sent[1:] == [[5, 6, 7], [5, 6], [7], [6], [hot]]
+    assert [(one.dirty_pages, one.hot_pages) for one in rounds.history] == [
+        (3, 0),
+        (2, 0),
+        (3, 2),
+        (2, 1),
+        (1, 1),
+    ]
+
+
+async def test_what_is_held_back_is_sent_when_the_last_round_finds_nothing_new(
+    arena: Arena, tmp_path: Path
+) -> None:
+    sender = Recorder()
+    tracker = Scripted([5], [5], [5], [])
+    rounds = Rounds(arena, [cast(Sender, sender)], TravellingFiles(tmp_path, {}, 4096), tracker)
+    await run_rounds(rounds, 3)
+    assert sender.sent[-1] == [5]
+
+
+async def test_a_program_that_is_held_back_has_no_hot_pages(arena: Arena, tmp_path: Path) -> None:
+    sender = Recorder()
+    tracker = Scripted(*[[5]] * 6)
+    rounds = Rounds(arena, [cast(Sender, sender)], TravellingFiles(tmp_path, {}, 4096), tracker)
+    rounds.hot_pages.stop()
+    await run_rounds(rounds, 5)
+    assert sender.sent[1:] == [[5]] * 5
+    assert not any(one.hot_pages for one in rounds.history)
+
+
+async def test_little_is_sent_by_one_thread_and_much_by_one_for_each_stream(
+    arena: Arena, tmp_path: Path
+) -> None:
+    meet = threading.Barrier(2)  # in round 0, at the same time or never
+    senders = [Recorder(meet), Recorder(meet)]
+    files = TravellingFiles(tmp_path, {}, 4096)
+    rounds = Rounds(arena, [cast(Sender, one) for one in senders], files, Scripted([5], []))
+    assert arena.page_count >= FEW_PAGES
+    await run_rounds(rounds, 1)
+    (_, little), (_, other_little) = (one.threads for one in senders)
+    assert little == other_little

@@ -1,5 +1,6 @@
 """The decision after every round, from made-up measurements."""
 
+import dataclasses
 import math
 
 import pytest
@@ -86,6 +87,15 @@ def test_a_gain_that_nobody_would_notice_is_not_sought() -> None:
     half_a_millisecond = SPEED // 2000 // 4096
     assert decide(rounds(1000, half_a_millisecond), settings()) == SwitchOver("converged")
     assert decide(rounds(100_000, 0), settings()) == SwitchOver("converged")
+
+
+def test_rounds_go_on_for_what_is_not_hot() -> None:
+    first, last = rounds(AT_LIMIT, AT_LIMIT * 3 // 4)
+    assert decide([first, last], settings()) == SwitchOver("converged")
+    without_hot = dataclasses.replace(last, hot_pages=AT_LIMIT // 2)
+    assert decide([first, without_hot], settings()) == Continue()
+    only_hot = dataclasses.replace(last, hot_pages=last.dirty_pages)
+    assert decide([first, only_hot], settings()) == SwitchOver("converged")
 
 
 def test_no_round_yet_means_a_first_one() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from optmigd.enclave_shim.arena import pages_of_runs
-from optmigd.enclave_shim.tracker import take_marks
+from optmigd.enclave_shim.tracker import BLOCK_MARKS, take_marks
 
 PAGES = 1 << 20
 PATIENCE_S = 30.0
@@ -55,3 +55,15 @@ def test_a_taken_mark_is_cleared() -> None:
     assert pages_of_runs(take_marks(marks)).tolist() == [3, 4, 70]
     assert not marks.any()
     assert len(take_marks(marks)) == 0
+
+
+@pytest.mark.parametrize("count", [1, BLOCK_MARKS - 1, BLOCK_MARKS, 5 * BLOCK_MARKS + 13])
+@pytest.mark.parametrize("offset", [0, 3, 8])
+def test_no_mark_is_overlooked_wherever_it_is(count: int, offset: int) -> None:
+    marks = np.zeros(offset + count, dtype=np.uint8)[offset:]
+    for page in range(count):
+        marks[page] = 1
+        assert pages_of_runs(take_marks(marks)).tolist() == [page]
+    marks[:] = 1
+    assert pages_of_runs(take_marks(marks)).tolist() == list(range(count))
+    assert not marks.any()
