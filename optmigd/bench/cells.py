@@ -1,9 +1,11 @@
 """The benchmark's matrix: what is measured, in which order, and what it needs."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import overload
 
 from optmigd.bench.suite import SUITE
+from optmigd.requests import Tracker
 
 GROUPS = ("size", "rate", "pages", "streams", "suite", "many")
 """Parts of the matrix, as `--only` names them."""
@@ -31,6 +33,7 @@ class Cell:
         ready: what its output has when it is worth moving.
         size_mib, rate_mb_s, pattern, content, streams: what it stands for in plots.
         records: whether the program keeps an account of its own time.
+        tracker: which finds its written pages.
     """
 
     key: str
@@ -46,6 +49,7 @@ class Cell:
     content: str
     streams: int
     records: bool
+    tracker: Tracker = "auto"
 
     @property
     def needed_bytes(self) -> int:
@@ -66,11 +70,18 @@ class ManyCell:
     size_mib: int
     rate_mb_s: int
     directions: int
+    tracker: Tracker = "auto"
+
+    @property
+    def program(self) -> str:
+        """As `Cell.program`."""
+        return "writer"
 
     @property
     def key(self) -> str:
         """As `Cell.key`."""
-        return f"many/{self.enclaves}x{self.size_mib}/{self.rate_mb_s}/{self.directions}"
+        key = f"many/{self.enclaves}x{self.size_mib}/{self.rate_mb_s}/{self.directions}"
+        return key + _suffix(self.tracker)
 
     @property
     def title(self) -> str:
@@ -78,7 +89,7 @@ class ManyCell:
         way = "in both directions" if self.directions == 2 else "in one direction"
         return (
             f"{self.enclaves} enclaves of {_size(self.size_mib)} at once {way}, "
-            f"{self.rate_mb_s} MB/s each"
+            f"{self.rate_mb_s} MB/s each{_words(self.tracker)}"
         )
 
     @property
@@ -109,6 +120,7 @@ class Choice:
     suite: Sequence[str]
     suite_large: bool
     many: ManyCell
+    tracker: Tracker = "auto"
 
 
 FULL = Choice(
@@ -155,7 +167,19 @@ def matrix(choice: Choice, only: Iterable[str] = GROUPS) -> list[AnyCell]:
         cells += [
             ManyCell(one.enclaves, one.size_mib, one.rate_mb_s, directions) for directions in (1, 2)
         ]
-    return cells
+    return [tracked_by(cell, choice.tracker) for cell in cells]
+
+
+@overload
+def tracked_by(cell: Cell, tracker: Tracker) -> Cell: ...
+@overload
+def tracked_by(cell: ManyCell, tracker: Tracker) -> ManyCell: ...
+def tracked_by(cell: AnyCell, tracker: Tracker) -> AnyCell:
+    """The same with that tracker, which is a cell of its own unless the tracker is the default."""
+    if isinstance(cell, ManyCell):
+        return replace(cell, tracker=tracker)
+    key, title = cell.key + _suffix(tracker), cell.title + _words(tracker)
+    return replace(cell, key=key, title=title, tracker=tracker)
 
 
 def writer(
@@ -208,6 +232,14 @@ def _of_suite(name: str, *, large: bool) -> Cell:
         streams=DEFAULT_STREAMS,
         records=False,
     )
+
+
+def _suffix(tracker: Tracker) -> str:
+    return "" if tracker == "auto" else f"/{tracker}"
+
+
+def _words(tracker: Tracker) -> str:
+    return "" if tracker == "auto" else f", {tracker} tracker"
 
 
 def _size(size_mib: int) -> str:

@@ -12,12 +12,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from optmigd.bench.cells import writer
+from optmigd.bench.cells import tracked_by, writer
 from optmigd.bench.hosts import two_hosts
 from optmigd.bench.moves import MODES, measure
+from optmigd.bench.options import tracker_option
 from optmigd.bench.programs import build_workload
 from optmigd.bench.results import CellResult, Spread
 from optmigd.bench.run import describe_cell
+from optmigd.requests import Tracker
 
 
 def _show(result: CellResult) -> None:
@@ -47,16 +49,18 @@ def _show(result: CellResult) -> None:
 @click.option("--size", "sizes", multiple=True, type=int, help="Working set in MiB (repeatable).")
 @click.option("--rate", type=int, default=200, show_default=True, help="Dirty rate in MB/s.")
 @click.option("--repeats", type=int, default=3, show_default=True, help="Moves per mode.")
+@tracker_option
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("bench-results/downtime.json")
 )
-def main(sizes: tuple[int, ...], rate: int, repeats: int, output: Path) -> None:
+def main(sizes: tuple[int, ...], rate: int, repeats: int, tracker: Tracker, output: Path) -> None:
     """Measure, print the figures, and write them as JSON."""
     with two_hosts() as (alpha, beta, folder):
-        image = build_workload("writer", folder).image
+        image = build_workload("writer", folder, marks=tracker == "compiler").image
         results = []
         for size in sizes or (1024, 4096):
-            results.append(measure((alpha, beta), image, writer("size", size, rate), repeats))
+            cell = tracked_by(writer("size", size, rate), tracker)
+            results.append(measure((alpha, beta), image, cell, repeats))
             _show(results[-1])
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1))

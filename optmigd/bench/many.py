@@ -4,7 +4,7 @@ import threading
 import time
 from pathlib import Path
 
-from optmigd.bench.cells import ManyCell, writer
+from optmigd.bench.cells import ManyCell, tracked_by, writer
 from optmigd.bench.hosts import Host
 from optmigd.bench.moves import end, launch
 from optmigd.bench.results import ManyMove, ManyResult
@@ -19,7 +19,7 @@ def measure(hosts: tuple[Host, Host], image: Path, cell: ManyCell, repeats: int)
     Raises:
         OptmigError: a program did not start, or the one alone did not move.
     """
-    program = writer("many", cell.size_mib, cell.rate_mb_s)
+    program = tracked_by(writer("many", cell.size_mib, cell.rate_mb_s), cell.tracker)
     homes = [(hosts[n % cell.directions], hosts[1 - n % cell.directions]) for n in _each(cell)]
     names = [f"many-{cell.directions}-{number}" for number in _each(cell)]
     where: dict[str, Host] = {}

@@ -90,7 +90,13 @@ def measure(hosts: tuple[Host, Host], image: Path, cell: Cell, repeats: int) -> 
 
 def launch(host: Host, image: Path, cell: Cell, enclave: str) -> None:
     """Start a cell's program and wait until it is worth moving."""
-    host.client.launch(image, enclave=enclave, memory_bytes=cell.memory_bytes, args=cell.args)
+    host.client.launch(
+        image,
+        enclave=enclave,
+        memory_bytes=cell.memory_bytes,
+        args=cell.args,
+        tracker=cell.tracker,
+    )
     output = b""
     for piece in host.client.logs(enclave, follow=True):
         output += piece

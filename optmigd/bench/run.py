@@ -92,7 +92,7 @@ class _Matrix:
         self._whole = whole
         self._path = path
         self._say = say
-        self._images: dict[str, Path] = {}
+        self._images: dict[tuple[str, bool], Path] = {}
         self._hosts: tuple[Host, Host] | None = None
 
     def go_through(self) -> None:
@@ -126,7 +126,7 @@ class _Matrix:
             self._whole.leave_out(cell.key, cell.title, reason)
             return _Outcome(f"left out: {reason}")
         try:
-            image = self._image("writer" if isinstance(cell, ManyCell) else cell.program, folder)
+            image = self._image(cell, folder)
             if self._hosts is None:
                 alpha, beta, _ = daemons.enter_context(two_hosts())
                 self._hosts = alpha, beta
@@ -146,11 +146,13 @@ class _Matrix:
             self._whole.leave_out(cell.key, cell.title, reason)
             return _Outcome(reason)
 
-    def _image(self, program: str, folder: Path) -> Path:
-        if program not in self._images:
-            self._say(f"building {program}")
-            self._images[program] = build_workload(program, folder).image
-        return self._images[program]
+    def _image(self, cell: AnyCell, folder: Path) -> Path:
+        marks = cell.tracker == "compiler"
+        if (cell.program, marks) not in self._images:
+            self._say(f"building {cell.program}{' with marks' if marks else ''}")
+            image = build_workload(cell.program, folder, marks=marks).image
+            self._images[cell.program, marks] = image
+        return self._images[cell.program, marks]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ import click
 import numpy as np
 
 from optmigd.bench.hosts import Host, two_hosts
+from optmigd.bench.options import tracker_option
 from optmigd.bench.programs import build_workload
+from optmigd.requests import Tracker
 from optmigd.units import format_size
 
 ARENA_OVERHEAD_BYTES = 256 << 20
@@ -48,7 +50,12 @@ def causes(moves: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, tuple[float
 
 
 def move_to_and_fro(
-    hosts: tuple[Host, Host], image: Path, size_mib: int, rate_mb_s: int, repeats: int
+    hosts: tuple[Host, Host],
+    image: Path,
+    size_mib: int,
+    rate_mb_s: int,
+    repeats: int,
+    tracker: Tracker,
 ) -> list[dict[str, Any]]:
     """Run the writer in one size and move it live that many times."""
     enclave = f"writer-{size_mib}"
@@ -58,6 +65,7 @@ def move_to_and_fro(
         enclave=enclave,
         memory_bytes=(size_mib << 20) + ARENA_OVERHEAD_BYTES,
         args=tuple(map(str, (size_mib, rate_mb_s, 100_000))),
+        tracker=tracker,
     )
     for piece in here.client.logs(enclave, follow=True):
         if b"filled" in piece:
@@ -106,23 +114,27 @@ def _show(moves: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
 @click.option("--size", "sizes", multiple=True, type=int, help="Working set in MiB (repeatable).")
 @click.option("--rate", type=int, default=200, show_default=True, help="Dirty rate in MB/s.")
 @click.option("--repeats", type=int, default=5, show_default=True, help="Moves per size.")
+@tracker_option
 @click.option("--output", type=click.Path(path_type=Path), default=Path("bench-results/slope.json"))
-def main(sizes: tuple[int, ...], rate: int, repeats: int, output: Path) -> None:
+def main(sizes: tuple[int, ...], rate: int, repeats: int, tracker: Tracker, output: Path) -> None:
     """Measure, print the line and its causes, and write them as JSON."""
     wanted = sizes or (1024, 2048, 4096, 8192)
     if len(set(wanted)) < 2:
         raise click.UsageError("a slope needs two sizes at the least")
     moves: list[tuple[int, dict[str, Any]]] = []
     with two_hosts() as (alpha, beta, folder):
-        image = build_workload("writer", folder).image
+        image = build_workload("writer", folder, marks=tracker == "compiler").image
         for size in wanted:
-            found = move_to_and_fro((alpha, beta), image, size, rate, repeats)
+            found = move_to_and_fro((alpha, beta), image, size, rate, repeats, tracker)
             moves += [(size, move) for move in found]
     figures = _show(moves)
     cells = [{"working_set_mib": size, "move": move} for size, move in moves]
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(
-        json.dumps({"platform": "sim", "rate_mb_s": rate, **figures, "moves": cells}, indent=1)
+        json.dumps(
+            {"platform": "sim", "tracker": tracker, "rate_mb_s": rate, **figures, "moves": cells},
+            indent=1,
+        )
     )
 
 

@@ -16,9 +16,10 @@ from typing import Any
 import click
 
 from optmigd.bench.hosts import two_hosts
+from optmigd.bench.options import tracker_option
 from optmigd.bench.programs import build_workload
 from optmigd.bench.writer_record import Interval, read_record, whole_lines
-from optmigd.requests import Mode
+from optmigd.requests import Mode, Tracker
 from optmigd.units import format_size
 
 ARENA_OVERHEAD_BYTES = 256 << 20
@@ -58,7 +59,9 @@ def speeds(intervals: list[Interval], marks: list[Mark]) -> dict[str, float]:
     return found
 
 
-def measure(size_mib: int, rate_mb_s: int, pattern: str, mode: Mode) -> dict[str, Any]:
+def measure(
+    size_mib: int, rate_mb_s: int, pattern: str, mode: Mode, tracker: Tracker = "auto"
+) -> dict[str, Any]:
     """Move the writer once and return its time line.
 
     Args:
@@ -66,9 +69,10 @@ def measure(size_mib: int, rate_mb_s: int, pattern: str, mode: Mode) -> dict[str
         rate_mb_s: pages written, in 10^6 bytes a second.
         pattern: `uniform` or `zipfian`.
         mode: of the migration.
+        tracker: which finds the written pages.
     """
     with two_hosts() as (alpha, beta, folder):
-        program = build_workload("writer", folder)
+        program = build_workload("writer", folder, marks=tracker == "compiler")
         record = folder / "record"
         record.touch()
         alpha.client.launch(
@@ -77,6 +81,7 @@ def measure(size_mib: int, rate_mb_s: int, pattern: str, mode: Mode) -> dict[str
             memory_bytes=(size_mib << 20) + ARENA_OVERHEAD_BYTES,
             args=(*map(str, (size_mib, rate_mb_s, 100_000)), pattern, "random", str(record)),
             shared=(str(record),),
+            tracker=tracker,
         )
         for piece in alpha.client.logs("writer", follow=True):
             if b"filled" in piece:
@@ -105,6 +110,7 @@ def measure(size_mib: int, rate_mb_s: int, pattern: str, mode: Mode) -> dict[str
         "rate_mb_s": rate_mb_s,
         "pattern": pattern,
         "mode": mode,
+        "tracker": tracker,
         "migration": dict(moved),
         "marks": [asdict(mark) for mark in marks],
         "intervals": [asdict(interval) for interval in intervals],
@@ -117,12 +123,13 @@ def measure(size_mib: int, rate_mb_s: int, pattern: str, mode: Mode) -> dict[str
 @click.option("--rate", type=int, default=200, show_default=True, help="Dirty rate in MB/s.")
 @click.option("--pattern", type=click.Choice(["uniform", "zipfian"]), default="uniform")
 @click.option("--mode", type=click.Choice(["precopy", "stop-and-copy"]), default="precopy")
+@tracker_option
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("bench-results/timeline.json")
 )
-def main(size: int, rate: int, pattern: str, mode: Mode, output: Path) -> None:
+def main(size: int, rate: int, pattern: str, mode: Mode, tracker: Tracker, output: Path) -> None:
     """Measure one move, print the program's speeds, and write the time line as JSON."""
-    result = measure(size, rate, pattern, mode)
+    result = measure(size, rate, pattern, mode, tracker)
     megabytes = {
         name: result[f"{name}_pages_s"] * PAGE_BYTES / 1e6 for name in ("before", "rounds", "after")
     }

@@ -9,11 +9,13 @@ import click
 
 from optmigd.bench import cells, results
 from optmigd.bench.cells import FULL, GROUPS, QUICK, ManyCell
+from optmigd.bench.options import tracker_option
 from optmigd.bench.results import CellResult, Results, Spread
 from optmigd.cli.invocation import ControlCommand, Invocation
 from optmigd.cli.tables import print_table
 from optmigd.exitcodes import ExitCode
 from optmigd.protocol.errors import ConfigError
+from optmigd.requests import Tracker
 from optmigd.units import parse_size
 
 MIB = 1 << 20
@@ -57,6 +59,7 @@ def _groups(text: str) -> tuple[str, ...]:
 @click.option("--base-size", type=_sizes, metavar="SIZE", help="Size where rates are varied.")
 @click.option("--repeats", type=click.IntRange(1, 1000), help="Moves in each mode.")
 @click.option("--only", type=_groups, default=",".join(GROUPS), help=", ".join(GROUPS) + ".")
+@tracker_option
 @click.option("--enclaves", type=click.IntRange(2, 64), help="How many at once.")
 @click.option(
     "--output",
@@ -77,6 +80,7 @@ def bench(
     base_size: tuple[int, ...] | None,
     repeats: int | None,
     only: tuple[str, ...],
+    tracker: Tracker,
     enclaves: int | None,
     output: Path,
     fresh: bool,
@@ -108,6 +112,7 @@ def bench(
         suite=choice.suite,
         suite_large=choice.suite_large,
         many=ManyCell(enclaves or many.enclaves, many.size_mib, many.rate_mb_s, 1),
+        tracker=tracker,
     )
     if min(chosen.streams) < 1:
         raise click.BadParameter("expected at least one stream", param_hint="--streams")
@@ -116,7 +121,7 @@ def bench(
         repeats=repeats or (2 if quick else 3),
         output=output,
         fresh=fresh,
-        options={"quick": quick, "only": list(only), "repeats": repeats},
+        options={"quick": quick, "only": list(only), "repeats": repeats, "tracker": tracker},
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing may be left
     whole, interrupted = run(plan, lambda line: click.echo(line, err=True))

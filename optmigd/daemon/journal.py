@@ -26,9 +26,6 @@ T = TypeVar("T")
 Statement = tuple[str, tuple[Any, ...]]
 Write = Callable[[], Awaitable[None]]
 
-_DURABLE = "PRAGMA synchronous = FULL"
-WAL_PAGES = 256
-"""Pages of the write-ahead log before it begins anew; they are written in advance."""
 INSIST_FIRST_S = 0.1
 INSIST_LAST_S = 2.0
 
@@ -294,7 +291,7 @@ def _connect(path: Path) -> sqlite3.Connection:
                 existing.chmod(0o600)  # restored from a backup, say: SQLite makes its own alike
         connection = sqlite3.connect(path, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(_DURABLE)
+        connection.execute("PRAGMA synchronous = FULL")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version not in (0, SCHEMA_VERSION):
             connection.close()
@@ -307,7 +304,6 @@ def _connect(path: Path) -> sqlite3.Connection:
             connection.executescript(_SCHEMA)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.commit()
-        _reserve_log(connection)
     except (sqlite3.Error, OSError) as error:
         raise ConfigError(
             f"the journal {path} cannot be opened: {error}; it must be a file that this user "
@@ -315,28 +311,3 @@ def _connect(path: Path) -> sqlite3.Connection:
             path=str(path),
         ) from error
     return connection
-
-
-def _reserve_log(connection: sqlite3.Connection) -> None:
-    """Have the write-ahead log at its full length from the start.
-
-    A write into a file that grows must write the file system's journal as well, and wait for
-    whatever else is in it; the release of an enclave waits for this one. So the version, which is
-    there, is written again and again. Only that is written without waiting for the disk: what was
-    in the log has been brought to its place before, and nothing is brought there meanwhile.
-    """
-    checkpoint = "PRAGMA wal_checkpoint(RESTART)"
-    connection.execute("PRAGMA wal_autocheckpoint = 0")
-    try:
-        (busy, *_) = connection.execute(checkpoint).fetchone()
-        if not busy:
-            try:
-                connection.execute("PRAGMA synchronous = OFF")
-                for _ in range(WAL_PAGES):
-                    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            finally:
-                connection.execute(_DURABLE)
-                connection.execute(checkpoint).fetchone()
-    except sqlite3.OperationalError as error:  # the disk is full: what there is must do
-        structlog.get_logger().warning("journal_not_reserved", error=str(error))
-    connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")

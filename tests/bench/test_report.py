@@ -1,5 +1,6 @@
 """What is kept of a benchmark, and how it is shown; on results that are made up."""
 
+import dataclasses
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -35,6 +36,13 @@ def test_the_whole_matrix_is_what_the_issue_names() -> None:
     }
     assert [cell.directions for cell in cells if isinstance(cell, ManyCell)] == [1, 2]
     assert [type(cell) for cell in matrix(QUICK, ["many"])] == [ManyCell, ManyCell]
+
+
+def test_another_tracker_makes_other_cells() -> None:
+    marked = matrix(dataclasses.replace(FULL, tracker="compiler"))
+    assert all(cell.tracker == "compiler" for cell in marked)
+    assert not {cell.key for cell in marked} & {cell.key for cell in matrix(FULL)}
+    assert all("compiler tracker" in cell.title for cell in marked)
 
 
 def test_results_are_read_back_and_measured_cells_are_known(tmp_path: Path) -> None:

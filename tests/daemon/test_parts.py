@@ -5,9 +5,6 @@
 
 import hashlib
 import os
-import resource
-import shutil
-import signal
 import socket
 import sqlite3
 from functools import partial
@@ -21,7 +18,7 @@ from optmigd.config import Peer, load_settings
 from optmigd.daemon.capacity import AGENT_BYTES, memory_blocker, memory_settles
 from optmigd.daemon.events import BOUND, EventHub
 from optmigd.daemon.images import CHUNK_BYTES, ImageStore
-from optmigd.daemon.journal import WAL_PAGES, InstanceRow, Journal, MigrationRow
+from optmigd.daemon.journal import InstanceRow, Journal, MigrationRow
 from optmigd.daemon.nurseries import first_of, open_flat_nursery
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.streams import StreamDuplicates, check_congestion_control, dial_stream
@@ -150,47 +147,6 @@ async def test_the_journal_remembers(tmp_path: Path) -> None:
     await again.delete_instance("e1", 1)
     assert await again.instances() == []
     await again.close()
-
-
-async def test_the_journal_writes_into_a_log_that_does_not_grow(tmp_path: Path) -> None:
-    path = tmp_path / "journal.db"
-    log = path.with_name("journal.db-wal")
-    journal = await Journal.open(path)
-    full_length = log.stat().st_size
-    assert full_length >= WAL_PAGES * 4096
-    for number in range(2 * WAL_PAGES):  # far enough to begin anew
-        await journal.save_instance(InstanceRow("e1", 1, "running", number))
-    assert log.stat().st_size - full_length <= 8 * 4096
-    # What the daemon leaves behind when it is killed: nothing is lost by the next one's reserving.
-    left = tmp_path / "left"
-    left.mkdir()
-    for file in (path, log):
-        shutil.copy(file, left)
-    again = await Journal.open(left / "journal.db")
-    assert [row.generation for row in await again.instances()] == [2 * WAL_PAGES - 1]
-    for one in (journal, again):
-        await one.close()
-
-
-async def test_a_journal_opens_where_its_log_finds_no_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "journal.db"
-    journal = await Journal.open(path)
-    await journal.save_instance(InstanceRow("e1", 1, "running", 1))
-    await journal.close()
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signals = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (WAL_PAGES // 4 * 4096, before[1]))
-    try:
-        journal = await Journal.open(path)
-        assert [row.generation for row in await journal.instances()] == [1]
-        await journal.save_instance(InstanceRow("e1", 1, "running", 2))
-        assert journal._connection.execute("PRAGMA synchronous").fetchone() == (2,)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, signals)
-        await journal.close()
 
 
 async def test_slow_watchers_lose_events_and_hold_up_nobody() -> None:

@@ -139,8 +139,8 @@ DEFENCES = (
     Defence(
         "what is journaled is on the disk",
         "optmigd/daemon/journal.py",
-        '_DURABLE = "PRAGMA synchronous = FULL"',
-        '_DURABLE = "PRAGMA synchronous = OFF"',
+        'connection.execute("PRAGMA synchronous = FULL")',
+        'connection.execute("PRAGMA synchronous = OFF")',
         _OWN + "test_the_journal_waits_for_the_disk",
     ),
     Defence(
