@@ -15,8 +15,6 @@
 #define CLOCK_BOOTTIME 7
 #define TIMER_ABSTIME 1
 #define LONGEST_GAP_NS (600 * NS_PER_S) /* more than this between park and run is not believed */
-#define READ_TRIES 16
-#define READ_NS 20000 /* two clocks that were read within so long belong together */
 #define FUTEX_WAIT 0
 #define FUTEX_WAIT_BITSET 9
 #define FUTEX_LOCK_PI 6
@@ -63,7 +61,7 @@ i64 rt_virtual_mono_ns(void) {
 /* Both clocks of one instant: what passes between two readings, the virtual clock would lose. */
 static void read_both(i64 *mono, i64 *real) {
   i64 shortest = 1l << 62;
-  for (int tries = 0; tries < READ_TRIES && shortest > READ_NS; tries++) {
+  for (int tries = 0; tries < ONE_INSTANT_TRIES && shortest > ONE_INSTANT_NS; tries++) {
     i64 before = rt_clock_ns(CLOCK_MONOTONIC), between = rt_clock_ns(CLOCK_REALTIME);
     i64 took = rt_clock_ns(CLOCK_MONOTONIC) - before;
     if (took >= shortest)

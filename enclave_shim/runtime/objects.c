@@ -33,8 +33,6 @@
 #define MAX_SEMAPHORE 65536 /* it can only be counted one by one */
 #define TFD_TIMER_ABSTIME 1
 #define CLOCK_BOOTTIME 7
-#define SAVE_TRIES 16
-#define SAVE_NS 20000           /* a clock and a timer that were read within so long belong together */
 #define FILLING_BYTES (4 << 20) /* the buffer of a socket while what stood in it is put back */
 
 struct itimerspec64 {
@@ -302,7 +300,7 @@ static void save_timer(u32 fd, struct rt_ofd *o) {
     now = rt_clock_ns((int)b->type);
     raw2(__NR_timerfd_gettime, fd, &t);
     took = rt_clock_ns((int)b->type) - now;
-  } while (++tries < SAVE_TRIES && (readable(fd) || took > SAVE_NS));
+  } while (++tries < ONE_INSTANT_TRIES && (readable(fd) || took > ONE_INSTANT_NS));
   i64 left = rt_ns(&t.value);
   now += rt_clock_offset(b->type);
   b->interval_ns = rt_ns(&t.interval);

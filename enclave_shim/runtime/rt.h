@@ -105,6 +105,10 @@ struct timespec64 {
 };
 #define NS_PER_S 1000000000ll
 
+/* Two clocks, or a clock and a timer, that were read within so long belong together. */
+#define ONE_INSTANT_NS 20000
+#define ONE_INSTANT_TRIES 16
+
 /* The kernel's x86-64 signal frame, as rt_sigreturn reads it. */
 struct rt_ucontext {
   u64 flags;
