@@ -21,12 +21,9 @@ import trio
 
 from optmigd.bench.programs import Program
 from tests.support.agents import AgentHandle, Move, agents, launch_params
-from tests.support.busy import busy_for
+from tests.support.busy import BUSY, NATIVE, let_finish
 from tests.support.fragile_agent import CANCELLED_WITH_READY
 
-WORK_S = 3
-MUCH_WORK_S = 7
-"""For a program that is moved twice and loses agents on the way."""
 ENDLESS = ["10000000000"]
 EXIT_STATUS = 7
 MEMORY_BYTES = 256 << 20
@@ -40,19 +37,7 @@ def integers(program: Callable[[str], Program]) -> Program:
 @pytest.fixture(scope="module")
 def answer(integers: Program) -> bytes:
     """What an uninterrupted native run prints."""
-    run = subprocess.run(
-        [integers.native, busy_for(integers, WORK_S)], check=False, capture_output=True
-    )
-    assert run.returncode == EXIT_STATUS
-    return run.stdout
-
-
-@pytest.fixture(scope="module")
-def late_answer(integers: Program) -> bytes:
-    """What an uninterrupted native run prints after many updates."""
-    run = subprocess.run(
-        [integers.native, busy_for(integers, MUCH_WORK_S)], check=False, capture_output=True
-    )
+    run = subprocess.run([integers.native, *NATIVE], check=False, capture_output=True)
     assert run.returncode == EXIT_STATUS
     return run.stdout
 
@@ -73,7 +58,7 @@ async def running(
             agents(tmp_path, count, dies_at=points) as hosts,
             trio.open_nursery() as nursery,
         ):
-            params = launch_params(integers.image, args=args or [busy_for(integers, WORK_S)])
+            params = launch_params(integers.image, args=args or list(BUSY))
             await hosts[0].request("launch", **params)
             yield hosts, nursery
             nursery.cancel_scope.cancel()
@@ -107,6 +92,7 @@ async def moves_on(hosts: list[AgentHandle], integers: Program) -> None:
 
 
 async def ends_rightly(agent: AgentHandle, answer: bytes) -> None:
+    let_finish(agent.directory / "own")
     assert (await agent.wait_event("exited"))["exit_status"] == EXIT_STATUS
     assert agent.output() == answer
 
@@ -292,11 +278,9 @@ async def test_a_destination_that_had_not_said_ready_waits_and_can_be_told_to_gi
 
 
 async def test_a_destination_that_was_ready_waits_for_the_token(
-    tmp_path: Path, integers: Program, late_answer: bytes
+    tmp_path: Path, integers: Program, answer: bytes
 ) -> None:
-    async with running(
-        tmp_path, integers, 3, args=[busy_for(integers, MUCH_WORK_S)], destination="ready said"
-    ) as (
+    async with running(tmp_path, integers, 3, destination="ready said") as (
         hosts,
         nursery,
     ):
@@ -324,7 +308,7 @@ async def test_a_destination_that_was_ready_waits_for_the_token(
         assert await status_of(hosts[1], "generation") == 2
         second = Move(hosts[1:], integers.image, MEMORY_BYTES, generation=2)
         assert (await second.run())[0]["outcome"] == "completed"
-        await ends_rightly(hosts[2], late_answer)
+        await ends_rightly(hosts[2], answer)
 
 
 def children_of(agent: AgentHandle) -> set[int]:
@@ -345,9 +329,9 @@ async def kill_waiting_process(agent: AgentHandle, killed: set[int]) -> None:
 
 @pytest.mark.parametrize("agent_crashes", [False, True])
 async def test_a_waiting_process_that_is_killed_is_replaced(
-    tmp_path: Path, integers: Program, late_answer: bytes, agent_crashes: bool
+    tmp_path: Path, integers: Program, answer: bytes, agent_crashes: bool
 ) -> None:
-    async with running(tmp_path, integers, 3, args=[busy_for(integers, MUCH_WORK_S)]) as (
+    async with running(tmp_path, integers, 3) as (
         hosts,
         nursery,
     ):
@@ -369,7 +353,7 @@ async def test_a_waiting_process_that_is_killed_is_replaced(
         assert hosts[1].log().count("waiting_process_replaced") == 2
         second = Move(hosts[1:], integers.image, MEMORY_BYTES, generation=2)
         assert (await second.run())[0]["outcome"] == "completed"
-        await ends_rightly(hosts[2], late_answer)
+        await ends_rightly(hosts[2], answer)
 
 
 async def test_a_waiting_process_that_never_lives_long_is_given_up(

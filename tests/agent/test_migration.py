@@ -29,9 +29,8 @@ from optmigd.protocol.errors import (
     OptmigError,
 )
 from tests.support.agents import AgentHandle, Move, agents, launch_params
-from tests.support.busy import busy_for
+from tests.support.busy import BUSY, NATIVE, let_finish
 
-WORK_S = 3
 ENDLESS = ["10000000000"]
 EXIT_STATUS = 7
 MEMORY_BYTES = 256 << 20
@@ -45,9 +44,7 @@ def integers(program: Callable[[str], Program]) -> Program:
 @pytest.fixture(scope="module")
 def answer(integers: Program) -> bytes:
     """What an uninterrupted native run prints."""
-    run = subprocess.run(
-        [integers.native, busy_for(integers, WORK_S)], check=False, capture_output=True
-    )
+    run = subprocess.run([integers.native, *NATIVE], check=False, capture_output=True)
     assert run.returncode == EXIT_STATUS
     return run.stdout
 
@@ -79,9 +76,7 @@ async def running(
     """Agents, the first of which runs the program."""
     with trio.fail_after(40):
         async with agents(tmp_path, count) as handles:
-            params = launch_params(
-                integers.image, **{"args": [busy_for(integers, WORK_S)], **changes}
-            )
+            params = launch_params(integers.image, **{"args": list(BUSY), **changes})
             await handles[0].request("launch", **params)
             await eventually(lambda: holds_at_least(handles[0], 8 << 20))
             yield handles
@@ -94,6 +89,12 @@ async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
             return
         await trio.sleep(0.02)
     raise AssertionError("it never came to be")
+
+
+async def ends_rightly(agent: AgentHandle, answer: bytes) -> None:
+    let_finish(agent.directory / "own")
+    assert (await agent.wait_event("exited"))["exit_status"] == EXIT_STATUS
+    assert agent.output() == answer
 
 
 async def state_of(agent: AgentHandle) -> str:
@@ -124,8 +125,7 @@ async def test_a_program_moves_three_times_and_ends_with_the_right_answer(
             assert report["rounds"][0]["pages"] * 4096 >= 8 << 20
             assert await state_of(hosts[hop]) == "released"
             await eventually(partial(holds_nothing, hosts[hop]))
-        assert (await hosts[3].wait_event("exited"))["exit_status"] == EXIT_STATUS
-        assert hosts[3].output() == answer
+        await ends_rightly(hosts[3], answer)
 
 
 async def test_stop_and_copy_is_one_round(tmp_path: Path, integers: Program, answer: bytes) -> None:
@@ -136,8 +136,7 @@ async def test_stop_and_copy_is_one_round(tmp_path: Path, integers: Program, ans
         here, _ = await move.run()
         assert here["outcome"] == "completed"
         assert [entry["round_no"] for entry in here["report"]["rounds"]] == [0]
-        await hosts[1].wait_event("exited")
-        assert hosts[1].output() == answer
+        await ends_rightly(hosts[1], answer)
 
 
 async def test_the_parts_make_up_the_downtime(tmp_path: Path, integers: Program) -> None:
@@ -203,8 +202,7 @@ async def test_cancel_in_the_middle_lets_the_program_run_on(
             )
             nursery.cancel_scope.cancel()
         assert await state_of(hosts[0]) == "running"
-        await hosts[0].wait_event("exited")
-        assert hosts[0].output() == answer
+        await ends_rightly(hosts[0], answer)
 
 
 async def test_a_second_cancel_does_not_undo_the_first(
@@ -233,8 +231,7 @@ async def test_a_second_cancel_does_not_undo_the_first(
                 nursery.cancel_scope.cancel()
         # Its thread may have to wait for a processor before it says so.
         await eventually(partial(is_in_state, hosts[0], "running"))
-        await hosts[0].wait_event("exited")
-        assert hosts[0].output() == answer
+        await ends_rightly(hosts[0], answer)
 
 
 async def test_a_cut_in_the_streams_lets_the_program_run_on(
@@ -258,8 +255,7 @@ async def test_a_cut_in_the_streams_lets_the_program_run_on(
                 assert ended["outcome"] == "failed"
             nursery.cancel_scope.cancel()
         assert await state_of(hosts[0]) == "running"
-        await hosts[0].wait_event("exited")
-        assert hosts[0].output() == answer
+        await ends_rightly(hosts[0], answer)
 
 
 async def test_released_and_unanswered_the_source_stays_parked_and_repeats_the_token(
@@ -297,8 +293,7 @@ async def test_released_and_unanswered_the_source_stays_parked_and_repeats_the_t
             ended = await hosts[0].wait_event("ended")
             assert ended["outcome"] == "completed"
             nursery.cancel_scope.cancel()
-        await hosts[1].wait_event("exited")
-        assert hosts[1].output() == answer
+        await ends_rightly(hosts[1], answer)
         assert sum(event["event"] == "exited" for event in hosts[0].events) == 0
 
 

@@ -16,10 +16,9 @@ from optmigd.bench.hosts import two_hosts
 from tests.config.test_unit_file import calls_of, denied_groups
 from tests.conftest import BuildProgram
 from tests.support import sandbox
-from tests.support.busy import busy_for
+from tests.support.busy import FILE, UPDATES
 from tests.support.journeys import Journey, native_run
 
-WORK_S = 6
 # A user namespace in which this user is number 1000: nothing of root's power is left in it.
 AS_ORDINARY_USER = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--")
 
@@ -61,14 +60,15 @@ def test_a_user_without_capabilities_can_do_it_all(
 ) -> None:
     prefix = filtered() if sandboxed else ordinary_user()
     built = program("integers")
-    args = [busy_for(built, WORK_S), "32"]
+    args = [UPDATES, "32"]
     expected = native_run(built, args, tmp_path / "native")
     with two_hosts(prefix=prefix) as (alpha, beta, _):
         journey = Journey((alpha, beta), "plain", seed=1)
         launched = alpha.client.launch(
-            built.image, enclave="plain", memory_bytes=256 << 20, args=args
+            built.image, enclave="plain", memory_bytes=256 << 20, args=[*args, FILE]
         )
         assert launched["tracker"] == "kernel"
         for _ in range(2):
             journey.move(verify=True)
+        journey.let_finish()
         assert journey.finish() == expected

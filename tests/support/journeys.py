@@ -10,6 +10,7 @@ from typing import Any
 from optmigd.bench.hosts import Host
 from optmigd.bench.programs import Program
 from optmigd.protocol.errors import OptmigError
+from tests.support.busy import let_finish
 
 
 def answer_line(output: bytes) -> str:
@@ -70,6 +71,12 @@ class Journey:
                     raise
                 return made
         return moves
+
+    def let_finish(self) -> None:
+        """Let a program end that is busy until then; see `tests.support.busy`."""
+        own_dir = self.here.client.status(self.enclave)["dir"]
+        assert own_dir is not None
+        let_finish(Path(own_dir))
 
     def finish(self) -> tuple[int, str]:
         """Wait for the program's end; return its exit status and its answer."""
