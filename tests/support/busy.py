@@ -2,7 +2,7 @@
 
 A fixed amount of work, or of time, is over too soon on some machine, before the test has done to
 the program what it wanted to do. So `integers` does a little that decides on its answer, and goes
-on with what does not until it finds a file in its own directory. It is absent in a native run.
+on with what does not until it finds a file in its own directory. A native run waits for none.
 """
 
 from pathlib import Path
