@@ -28,6 +28,7 @@ class HotPages:
 
     def __init__(self, page_count: int) -> None:
         self._rounds = np.zeros(page_count, dtype=np.uint8)
+        self._any_hot = False
         self._stopped = False
 
     def stop(self) -> None:
@@ -40,13 +41,15 @@ class HotPages:
         rounds = np.minimum(self._rounds[pages] + 1, HOT_ROUNDS)
         self._rounds[:] = 0
         self._rounds[pages] = rounds
+        self._any_hot = bool((rounds == HOT_ROUNDS).any())
 
     def part(self, runs: Runs) -> tuple[Runs, Runs]:
-        """Part sorted runs into what the next round sends, and what is hot."""
-        if self._stopped:
+        """Part sorted runs into what the next round sends, and what is hot.
+
+        Where nothing is hot, as in the first and longest rounds, no page is looked at.
+        """
+        if self._stopped or not self._any_hot:
             return runs, runs[:0]
         pages = pages_of_runs(runs)
         hot = self._rounds[pages] == HOT_ROUNDS
-        if not hot.any():
-            return runs, runs[:0]
         return runs_of_pages(pages[~hot]), runs_of_pages(pages[hot])
