@@ -9,7 +9,6 @@ them. In the end exactly one side runs the program, and its answer is that of a 
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,11 +20,10 @@ import trio
 
 from optmigd.bench.programs import Program
 from tests.support.agents import AgentHandle, Move, agents, launch_params
-from tests.support.busy import BUSY, NATIVE, let_finish
+from tests.support.busy import BUSY, ends_rightly, native_output
 from tests.support.fragile_agent import CANCELLED_WITH_READY
 
 ENDLESS = ["10000000000"]
-EXIT_STATUS = 7
 MEMORY_BYTES = 256 << 20
 
 
@@ -36,10 +34,7 @@ def integers(program: Callable[[str], Program]) -> Program:
 
 @pytest.fixture(scope="module")
 def answer(integers: Program) -> bytes:
-    """What an uninterrupted native run prints."""
-    run = subprocess.run([integers.native, *NATIVE], check=False, capture_output=True)
-    assert run.returncode == EXIT_STATUS
-    return run.stdout
+    return native_output(integers)
 
 
 @asynccontextmanager
@@ -89,12 +84,6 @@ async def moves_on(hosts: list[AgentHandle], integers: Program) -> None:
     here, there = await move.run()
     assert (here["outcome"], there["outcome"]) == ("completed", "completed")
     assert here["report"]["verified"] is True
-
-
-async def ends_rightly(agent: AgentHandle, answer: bytes) -> None:
-    let_finish(agent.directory / "own")
-    assert (await agent.wait_event("exited"))["exit_status"] == EXIT_STATUS
-    assert agent.output() == answer
 
 
 async def test_a_program_outlives_its_agent(
@@ -280,10 +269,7 @@ async def test_a_destination_that_had_not_said_ready_waits_and_can_be_told_to_gi
 async def test_a_destination_that_was_ready_waits_for_the_token(
     tmp_path: Path, integers: Program, answer: bytes
 ) -> None:
-    async with running(tmp_path, integers, 3, destination="ready said") as (
-        hosts,
-        nursery,
-    ):
+    async with running(tmp_path, integers, 3, destination="ready said") as (hosts, nursery):
         move = Move(hosts[:2], integers.image, MEMORY_BYTES, deliver_token=False)
         await move.begin(nursery)
         await move.add_streams()
@@ -331,10 +317,7 @@ async def kill_waiting_process(agent: AgentHandle, killed: set[int]) -> None:
 async def test_a_waiting_process_that_is_killed_is_replaced(
     tmp_path: Path, integers: Program, answer: bytes, agent_crashes: bool
 ) -> None:
-    async with running(tmp_path, integers, 3) as (
-        hosts,
-        nursery,
-    ):
+    async with running(tmp_path, integers, 3) as (hosts, nursery):
         move = Move(hosts[:2], integers.image, MEMORY_BYTES, deliver_token=False)
         await move.begin(nursery)
         await move.add_streams()

@@ -6,7 +6,6 @@ only the shims can be asked: who may run when, what a relay that lies can do, wh
 
 import os
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,10 +28,9 @@ from optmigd.protocol.errors import (
     OptmigError,
 )
 from tests.support.agents import AgentHandle, Move, agents, launch_params
-from tests.support.busy import BUSY, NATIVE, let_finish
+from tests.support.busy import BUSY, EXIT_STATUS, ends_rightly, native_output
 
 ENDLESS = ["10000000000"]
-EXIT_STATUS = 7
 MEMORY_BYTES = 256 << 20
 
 
@@ -43,10 +41,7 @@ def integers(program: Callable[[str], Program]) -> Program:
 
 @pytest.fixture(scope="module")
 def answer(integers: Program) -> bytes:
-    """What an uninterrupted native run prints."""
-    run = subprocess.run([integers.native, *NATIVE], check=False, capture_output=True)
-    assert run.returncode == EXIT_STATUS
-    return run.stdout
+    return native_output(integers)
 
 
 async def resident_bytes(agent: AgentHandle) -> int:
@@ -89,12 +84,6 @@ async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
             return
         await trio.sleep(0.02)
     raise AssertionError("it never came to be")
-
-
-async def ends_rightly(agent: AgentHandle, answer: bytes) -> None:
-    let_finish(agent.directory / "own")
-    assert (await agent.wait_event("exited"))["exit_status"] == EXIT_STATUS
-    assert agent.output() == answer
 
 
 async def state_of(agent: AgentHandle) -> str:

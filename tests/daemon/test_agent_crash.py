@@ -4,21 +4,18 @@ The daemons know nothing of it but that a connection broke and was made again.
 """
 
 import math
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import trio
 
 from optmigd.bench.programs import Program
 from optmigd.protocol.errors import MigrationFailed
-from tests.support.busy import BUSY, NATIVE, let_finish
+from tests.support.busy import BUSY, EXIT_STATUS, let_finish, native_output
 from tests.support.daemons import Pair, two_sites_of
 
 AGENT = (sys.executable, "-P", "-m", "tests.support.fragile_agent")
-EXIT_STATUS = 7
 TIMEOUT_S = 120.0
 
 
@@ -41,9 +38,7 @@ async def move(pair: Pair, program: Program) -> MigrationFailed | None:
 async def assert_it_ends_rightly(pair: Pair, expected: bytes, *, arrived: bool) -> None:
     """One host ran it to its end, and that one has the answer; the other has nothing left."""
     host, other = (pair.b, pair.a) if arrived else (pair.a, pair.b)
-    own_dir = (await host.client.status("e1"))["dir"]
-    assert own_dir is not None
-    let_finish(Path(own_dir))
+    let_finish((await host.client.status("e1"))["dir"])
     end = await host.client.wait("e1")
     assert (end["exit_status"], end["host"]) == (EXIT_STATUS, host.name)
     async with host.client.logs("e1") as pieces:
@@ -62,8 +57,7 @@ def integers(program: Callable[[str], Program]) -> Program:
 @pytest.fixture(scope="module")
 def expected(integers: Program) -> bytes:
     """What it writes when nothing happens to it."""
-    native = subprocess.run([integers.native, *NATIVE], stdout=subprocess.PIPE, check=False)
-    return native.stdout
+    return native_output(integers)
 
 
 @pytest.mark.parametrize("point", ["parked", "noted", "receiving"])

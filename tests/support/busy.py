@@ -5,8 +5,13 @@ the program what it wanted to do. So `integers` does a little that decides on it
 on with what does not until it finds a file in its own directory. A native run waits for none.
 """
 
+import subprocess
 from pathlib import Path
 
+from optmigd.bench.programs import Program
+from tests.support.agents import AgentHandle
+
+EXIT_STATUS = 7
 UPDATES = "20000000"
 TABLE_MIB = "8"
 FILE = "finish"
@@ -17,6 +22,21 @@ NATIVE = (UPDATES, TABLE_MIB)
 """Those of a native run with the same answer."""
 
 
-def let_finish(own_dir: Path) -> None:
+def native_output(integers: Program) -> bytes:
+    """What an uninterrupted native run prints."""
+    run = subprocess.run([integers.native, *NATIVE], check=False, stdout=subprocess.PIPE)
+    assert run.returncode == EXIT_STATUS
+    return run.stdout
+
+
+def let_finish(own_dir: str | Path | None) -> None:
     """Let a busy program end; `own_dir` is its directory on the host where it runs."""
-    (own_dir / FILE).touch()
+    assert own_dir is not None
+    (Path(own_dir) / FILE).touch()
+
+
+async def ends_rightly(agent: AgentHandle, answer: bytes) -> None:
+    """Let the agent's busy program end: it has printed what a native run prints."""
+    let_finish(agent.directory / "own")
+    assert (await agent.wait_event("exited"))["exit_status"] == EXIT_STATUS
+    assert agent.output() == answer
