@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 CTL_MAGIC = 0x4C54434D4954504F
 RT_MAGIC = 0x54524D4954504F01
 
@@ -288,7 +288,7 @@ RT_STATE = np.dtype(
         ("vmas", RT_VMA, (RT_MAX_VMAS,)),
         ("first_stack", "<u8"),
         ("hidden_count", "<u4"),
-        ("pad2", "<u4"),
+        ("ofd_high", "<u4"),
         ("watch_high", "<u4"),
         ("content_used", "<u4"),
         ("watches", RT_WATCH, (RT_MAX_WATCHES,)),

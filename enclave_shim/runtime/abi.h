@@ -16,7 +16,7 @@ typedef unsigned long u64;
 typedef int i32;
 typedef long i64;
 
-#define OPTMIG_ABI_VERSION 4u
+#define OPTMIG_ABI_VERSION 5u
 #define OPTMIG_CTL_MAGIC 0x4c54434d4954504full /* "OPTMICTL" */
 #define OPTMIG_RT_MAGIC 0x54524d4954504f01ull
 
@@ -252,8 +252,9 @@ struct rt_state {
   struct rt_fd fds[RT_MAX_FDS];
   struct rt_ofd ofds[RT_MAX_OFDS];
   struct rt_vma vmas[RT_MAX_VMAS];
-  u64 first_stack;        /* argc, argv, the environment, the auxiliary vector */
-  u32 hidden_count, pad2; /* names given to files that were removed while open */
+  u64 first_stack;  /* argc, argv, the environment, the auxiliary vector */
+  u32 hidden_count; /* names given to files that were removed while open */
+  u32 ofd_high;     /* above the last of `ofds` that was ever in use: the rest was never touched */
   u32 watch_high, content_used;
   struct rt_watch watches[RT_MAX_WATCHES];
   u8 content[RT_CONTENT_BYTES];

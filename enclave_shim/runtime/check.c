@@ -67,7 +67,7 @@ static void check_bounds(const struct rt_layout *image) {
   if (RT->data_start != image->data_start || RT->data_end != image->data_end ||
       RT->data_copy != image->data_copy || RT->low != image->low)
     rt_fail(E_INVAL, "the travelling state is laid out for another image");
-  if (RT->vma_count > RT_MAX_VMAS || RT->fd_high > RT_MAX_FDS ||
+  if (RT->vma_count > RT_MAX_VMAS || RT->fd_high > RT_MAX_FDS || RT->ofd_high > RT_MAX_OFDS ||
       RT->shared_count > ARRAY_LEN(RT->shared_off) || RT->high != ARENA_BASE + RT->arena_bytes ||
       RT->brk_start < RT->low || RT->brk_now < RT->brk_start || RT->brk_now > RT->high || RT->vpid <= 0)
     rt_fail(E_INVAL, "the travelling state is out of bounds");
@@ -174,7 +174,7 @@ static int pair_ok(const struct rt_ofd *o) {
     return 0;
   if (!b->peer)
     return content_ok(b);
-  if (b->peer > RT_MAX_OFDS)
+  if (b->peer > RT->ofd_high)
     return 0;
   const struct rt_ofd *peer = &RT->ofds[b->peer - 1];
   return content_ok(b) && peer != o && peer->refs && peer->kind == o->kind &&
@@ -207,7 +207,7 @@ static void check_watches(void) {
     const struct rt_watch *w = &RT->watches[i];
     if (!w->epoll)
       continue;
-    if (w->epoll > RT_MAX_OFDS || w->target >= RT_MAX_OFDS || !RT->ofds[w->epoll - 1].refs ||
+    if (w->epoll > RT->ofd_high || w->target >= RT->ofd_high || !RT->ofds[w->epoll - 1].refs ||
         !RT->ofds[w->target].refs || RT->ofds[w->epoll - 1].kind != OFD_EPOLL)
       rt_fail(E_INVAL, "the table of epoll registrations is damaged");
   }
@@ -249,12 +249,13 @@ static void check_files(void) {
     const struct rt_fd *f = &RT->fds[fd];
     if (f->state == FD_FREE)
       continue;
-    if (f->state != FD_OPEN || fd >= RT->fd_high || f->ofd >= RT_MAX_OFDS)
+    if (f->state != FD_OPEN || fd >= RT->fd_high || f->ofd >= RT->ofd_high)
       rt_fail(E_INVAL, "the descriptor table is damaged");
     if (!refs[f->ofd]++ && !ofd_ok(&RT->ofds[f->ofd]))
       rt_fail(E_INVAL, "the table of open files is damaged");
   }
-  for (u32 i = 0; i < RT_MAX_OFDS; i++)
+  /* Not further: each would cost a fault, and a page that the source does not have. */
+  for (u32 i = 0; i < RT->ofd_high; i++)
     if (RT->ofds[i].refs != refs[i])
       rt_fail(E_INVAL, "the table of open files does not fit the descriptors");
 }

@@ -142,7 +142,7 @@ int rt_hide_removed(const struct rt_path *p) {
   if (p->kind != OFD_OWN || raw4(__NR_newfstatat, p->dirfd, p->at, st, 0x100 /* AT_SYMLINK_NOFOLLOW */) ||
       st[2] != 1)
     return 0;
-  for (u32 i = 0; i < RT_MAX_OFDS; i++) {
+  for (u32 i = 0; i < RT->ofd_high; i++) {
     struct rt_ofd *o = &RT->ofds[i];
     if (!o->refs || o->kind != OFD_OWN || !rt_streq(o->path, p->text) || o->flags & O_DIRECTORY)
       continue;
@@ -165,7 +165,7 @@ int rt_hide_removed(const struct rt_path *p) {
 void rt_remove_hidden(const struct rt_ofd *closed) {
   if (closed->kind != OFD_OWN || !is_hidden(closed->path))
     return;
-  for (u32 i = 0; i < RT_MAX_OFDS; i++) {
+  for (u32 i = 0; i < RT->ofd_high; i++) {
     const struct rt_ofd *o = &RT->ofds[i];
     if (o != closed && o->refs && o->kind == OFD_OWN && rt_streq(o->path, closed->path))
       return;
@@ -174,7 +174,7 @@ void rt_remove_hidden(const struct rt_ofd *closed) {
 }
 
 void rt_remove_all_hidden(void) {
-  for (u32 i = 0; i < RT_MAX_OFDS; i++)
+  for (u32 i = 0; i < RT->ofd_high; i++)
     if (RT->ofds[i].refs && RT->ofds[i].kind == OFD_OWN && is_hidden(RT->ofds[i].path))
       raw3(__NR_unlinkat, CTL->fd_own_dir, RT->ofds[i].path, 0);
 }

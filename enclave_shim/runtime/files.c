@@ -35,6 +35,8 @@ static void bind_fd(u64 fd, u32 ofd, u32 cloexec) {
   RT->fds[fd].cloexec = cloexec;
   if (fd >= RT->fd_high)
     RT->fd_high = (u32)fd + 1;
+  if (ofd >= RT->ofd_high)
+    RT->ofd_high = ofd + 1;
   RT->ofds[ofd].refs++;
 }
 
@@ -260,7 +262,7 @@ void rt_ofds_check_unlinked(void) {
 
 void rt_ofds_renamed(const struct rt_path *from, const struct rt_path *to) {
   u64 n = rt_strlen(from->text), m = rt_strlen(to->text);
-  for (u32 i = 0; i < RT_MAX_OFDS; i++) {
+  for (u32 i = 0; i < RT->ofd_high; i++) {
     struct rt_ofd *o = &RT->ofds[i];
     if (!o->refs || o->kind != from->kind)
       continue;
