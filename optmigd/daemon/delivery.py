@@ -4,6 +4,8 @@ Past the point of no return there is one way only: forward. The token is journal
 the conversation that is open, and when that breaks, in new ones, for as long as it takes.
 """
 
+from collections.abc import Callable
+
 import structlog
 import trio
 
@@ -30,6 +32,8 @@ async def deliver_until_confirmed(
     attempt: Attempt,
     token: bytes,
     log: structlog.stdlib.BoundLogger,
+    *,
+    tried: Callable[[], None],
 ) -> bytes:
     """Deliver until the source's agent accepts the confirmation; return it.
 
@@ -40,10 +44,14 @@ async def deliver_until_confirmed(
         attempt: the migration, with its conversation if that is still open.
         token: the journaled token.
         log: bound to the migration.
+        tried: called when the token was sent for the first time, or could not be.
 
     Cancelled, the token may or may not have arrived.
     """
     link = attempt.link
+    if link is not None and not await _send_token(link, token, log):
+        link = None
+    tried()
     while True:
         resumed = await deliver(host, peer, link, attempt.migration_id, token, log)
         if await _confirm(instance, attempt, resumed):
@@ -89,7 +97,7 @@ async def deliver(
     Args:
         host: this host.
         peer: the destination; its present address is looked up by its key for every attempt.
-        link: the migration's own conversation if it is still open; not closed here.
+        link: the migration's own conversation if the token was sent on it; not closed here.
         migration_id: of 16 bytes.
         token: the journaled token.
         log: bound to the migration.
@@ -98,7 +106,7 @@ async def deliver(
     """
     if link is not None:
         try:
-            return await _on_open_link(link, token)
+            return await _answer_of(link)
         except OptmigError as error:
             log.warning("token_delivery_interrupted", code=error.code, error=error.message)
     delay_s = FIRST_DELAY_S
@@ -120,8 +128,16 @@ async def deliver(
             )
 
 
-async def _on_open_link(link: Link, token: bytes) -> bytes:
-    await link.send(Token(token))
+async def _send_token(link: Link, token: bytes, log: structlog.stdlib.BoundLogger) -> bool:
+    try:
+        await link.send(Token(token))
+    except OptmigError as error:
+        log.warning("token_delivery_interrupted", code=error.code, error=error.message)
+        return False
+    return True
+
+
+async def _answer_of(link: Link) -> bytes:
     while True:
         message = await link.receive(timeout_s=RESUMED_TIMEOUT_S)
         if isinstance(message, Resumed):

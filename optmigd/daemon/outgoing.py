@@ -432,9 +432,9 @@ class OutgoingMigration:
         self._row.released_s = self._row.released_s or now_s()
         self._uncertain_at = self._when_uncertain()
         self._released.set()
-        self._log.info("enclave_released")
-        self.record.set_state("switchover")
-        await self._host.journal.insist(lambda: self._save("active"))
+        # The program stands still: what can wait until the token is on its way does.
+        journal = self._host.journal
+        await journal.insist(lambda: journal.save_migration(self._row))
         with self._delivery_scope:
             async with open_flat_nursery() as nursery:
                 if self._instance.agent is not None:
@@ -447,6 +447,7 @@ class OutgoingMigration:
                     self._attempt,
                     self._row.token,
                     self._log,
+                    tried=self._tell_released,
                 )
                 nursery.cancel_scope.cancel()
         self._turn.give_back()
@@ -466,6 +467,10 @@ class OutgoingMigration:
         self._leave()
         self.done.set()
         await self._host.registry.clear(self._instance)
+
+    def _tell_released(self) -> None:
+        self._log.info("enclave_released")
+        self.record.set_state("switchover")
 
     async def _abandon_delivery(self) -> None:
         await self._conclude(
