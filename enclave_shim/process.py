@@ -245,12 +245,26 @@ class Process:
             RuntimeFailed: the runtime could not do it, or the process ended.
 
         """
+        await self.done(self.ask(command, arg0, arg1))
+
+    def ask(self, command: Command, arg0: int = 0, arg1: int = 0) -> tuple[Command, int]:
+        """Have the waiting runtime begin with a command; `done` takes what this returns."""
         sequence = (self.ctl["command_seq"] + 1) & 0xFFFFFFFF
         self.ctl["command"] = command
         self.ctl["command_arg0"] = arg0
         self.ctl["command_arg1"] = arg1
         self.ctl["command_seq"] = sequence
         self.ctl.wake("command_seq")
+        return command, sequence
+
+    async def done(self, asked: tuple[Command, int]) -> None:
+        """Wait until the runtime has carried out a command.
+
+        Raises:
+            RuntimeFailed: the runtime could not do it, or the process ended.
+
+        """
+        command, sequence = asked
         match command:
             case Command.PREPARE:
                 await self._until(RtState.PREPARED, command=sequence)

@@ -1,8 +1,10 @@
-"""Sealing the release token and the confirmation, apart from the session's counted channel.
+"""Sealing the four messages of the hand-off, apart from the session's counted channel.
 
-Both may arrive twice, late, or over another connection, and after the channel has failed. So each
-is sealed once under a key of its own and can be opened any number of times. The keys outlive the
-session: a shim that takes up what an earlier one of the same instance has left goes on with them.
+Manifest and READY travel on the first data stream, behind the last pages and back: a way through
+both daemons would cost the program a millisecond of its downtime. The release token and the
+confirmation may arrive twice, late, or over another connection, and after the channel has failed.
+So each is sealed once under a key of its own. The keys of the latter two outlive the session: a
+shim that takes up what an earlier one of the same instance has left goes on with them.
 """
 
 from typing import Literal, TypeVar
@@ -17,9 +19,9 @@ from nacl.exceptions import CryptoError
 from optmigd.protocol.errors import DecryptFailed, LocalProtocolError
 from optmigd.protocol.link import MAX_PAYLOAD_BYTES
 from optmigd.protocol.noise import TAG_BYTES
-from optmigd.protocol.session_messages import ReleaseToken, ResumedReport
+from optmigd.protocol.session_messages import Manifest, Ready, ReleaseToken, ResumedReport
 from optmigd.protocol.wiping import wipe
-from optmigd.protocol.wire import decode, encode
+from optmigd.protocol.wire import MAX_FRAME_BYTES, decode, encode
 
 Role = Literal["source", "destination"]
 S = TypeVar("S", bound=Struct)
@@ -33,19 +35,68 @@ class HandoffSeals:
     is kept and sent again, never sealed again.
 
     Args:
-        side: the source seals the token and opens the confirmation, the destination the reverse.
-        migration_id: 16 bytes, bound to both.
-        token_key, resumed_key: 32 bytes each; empty for one that is not needed.
+        side: the source seals manifest and token and opens READY and the confirmation, the
+            destination the reverse.
+        migration_id: 16 bytes, bound to all.
+        token_key, resumed_key, manifest_key, ready_key: 32 bytes each; empty for one that is not
+            needed.
     """
 
     def __init__(
-        self, side: Role, migration_id: bytes, *, token_key: bytes, resumed_key: bytes
+        self,
+        side: Role,
+        migration_id: bytes,
+        *,
+        token_key: bytes,
+        resumed_key: bytes,
+        manifest_key: bytes = b"",
+        ready_key: bytes = b"",
     ) -> None:
         self.token_key = token_key
         self.resumed_key = resumed_key
+        self._manifest_key = manifest_key
+        self._ready_key = ready_key
         self._side: Role = side
         self._migration_id = migration_id
         self._sealed: set[str] = set()
+
+    def seal_manifest(self, manifest: Manifest) -> bytes:
+        """Seal what the destination must have, once.
+
+        Raises:
+            LocalProtocolError: not the source, one was made before, or it is too large.
+        """
+        limit = MAX_FRAME_BYTES
+        return self._seal_once("source", "manifest", self._manifest_key, manifest, limit)
+
+    def open_manifest(self, payload: bytes) -> Manifest:
+        """Open a manifest. Whether it fits is for the caller to say.
+
+        Raises:
+            LocalProtocolError: not the destination.
+            DecryptFailed: it was not sealed in this session.
+            RemoteProtocolError: it is no manifest.
+        """
+        key, limit = self._manifest_key, MAX_FRAME_BYTES
+        return self._open("destination", "manifest", key, payload, Manifest, limit)
+
+    def seal_ready(self, ready: Ready) -> bytes:
+        """Seal this side's digest, once.
+
+        Raises:
+            LocalProtocolError: not the destination, or one was made before.
+        """
+        return self._seal_once("destination", "ready", self._ready_key, ready)
+
+    def open_ready(self, payload: bytes) -> Ready:
+        """Open a READY. Whether its digest is right is for the caller to say.
+
+        Raises:
+            LocalProtocolError: not the source.
+            DecryptFailed: it was not sealed in this session.
+            RemoteProtocolError: it is no READY.
+        """
+        return self._open("source", "ready", self._ready_key, payload, Ready)
 
     def seal_token(self, token: ReleaseToken) -> bytes:
         """Seal the right to execute, once.
@@ -84,25 +135,35 @@ class HandoffSeals:
         return self._open("source", "resumed", self.resumed_key, payload, ResumedReport)
 
     def forget(self) -> None:
-        """Overwrite both keys: nothing more is to be sealed or opened."""
-        wipe(self.token_key)
-        wipe(self.resumed_key)
+        """Overwrite the keys: nothing more is to be sealed or opened."""
+        for key in (self.token_key, self.resumed_key, self._manifest_key, self._ready_key):
+            wipe(key)
 
-    def _seal_once(self, side: Role, what: str, key: bytes, message: Struct) -> bytes:
+    def _seal_once(
+        self, side: Role, what: str, key: bytes, message: Struct, limit: int = MAX_PAYLOAD_BYTES
+    ) -> bytes:
         if self._side != side or what in self._sealed:
             raise LocalProtocolError(f"a {what} is sealed by the {side}, once")
         self._sealed.add(what)
         sealed = crypto_aead_chacha20poly1305_ietf_encrypt(
             encode(message), self._migration_id, bytes(12), key
         )
-        if len(sealed) > MAX_PAYLOAD_BYTES:
+        if len(sealed) > limit:
             raise LocalProtocolError(f"a {what} of {len(sealed)} bytes")
         return sealed
 
-    def _open(self, side: Role, what: str, key: bytes, payload: bytes, type_: type[S]) -> S:
+    def _open(
+        self,
+        side: Role,
+        what: str,
+        key: bytes,
+        payload: bytes,
+        type_: type[S],
+        limit: int = MAX_PAYLOAD_BYTES,
+    ) -> S:
         if self._side != side:
             raise LocalProtocolError(f"a {what} is opened by the {side}")
-        if not TAG_BYTES <= len(payload) <= MAX_PAYLOAD_BYTES:
+        if not TAG_BYTES <= len(payload) <= limit:
             raise DecryptFailed(f"a {what} of an impossible length")
         try:
             encoded = crypto_aead_chacha20poly1305_ietf_decrypt(

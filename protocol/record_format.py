@@ -172,6 +172,7 @@ class EndOfRound(Struct, frozen=True, forbid_unknown_fields=True):
         zero_pages: without.
         bytes: on the wire, without this record.
         chain: over all records of the stream before this one, of all rounds.
+        last: whether no record follows on this stream.
     """
 
     records: Size
@@ -179,6 +180,7 @@ class EndOfRound(Struct, frozen=True, forbid_unknown_fields=True):
     zero_pages: Size
     bytes: Size
     chain: Digest
+    last: bool
 
 
 class FileMeta(Struct, frozen=True, forbid_unknown_fields=True):

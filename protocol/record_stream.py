@@ -63,6 +63,7 @@ class RecordStream:
         self.tag_bytes = tag_bytes(cipher)
         self.round_no = -1
         self.round_ended = True
+        self.ended = False
         self.round_counts = Counts()
         self.total_counts = Counts()
         self._round_keys = RoundKeys(keys.records_secret, cipher, stream)
@@ -111,9 +112,11 @@ class RecordStream:
             self._cipher.forget_key()
             self._cipher = None
 
-    def _end_of_round(self) -> EndOfRound:
+    def _end_of_round(self, *, last: bool) -> EndOfRound:
         counts = self.round_counts
-        return EndOfRound(counts.records, counts.pages, counts.zero_pages, counts.bytes, self.chain)
+        return EndOfRound(
+            counts.records, counts.pages, counts.zero_pages, counts.bytes, self.chain, last
+        )
 
 
 def nonce(counter: int) -> bytes:

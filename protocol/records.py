@@ -119,9 +119,10 @@ class StreamSealer(RecordStream):
         """Begin a round with a fresh key.
 
         Raises:
-            LocalProtocolError: it is not the next one, or the last one was not closed.
+            LocalProtocolError: it is not the next one, the one before was not closed, or that was
+                the last.
         """
-        if not self.round_ended or round_no != self.round_no + 1:
+        if self.ended or not self.round_ended or round_no != self.round_no + 1:
             raise LocalProtocolError(f"round {round_no} cannot follow round {self.round_no}")
         self._begin_round(round_no)
 
@@ -169,9 +170,16 @@ class StreamSealer(RecordStream):
             raise LocalProtocolError(f"the peer would refuse it: {error.message}") from error
         return self._seal(Kind.FILE, encode(meta), content, out)
 
-    def seal_end(self, out: memoryview) -> int:
-        """Close the round with its counts; otherwise as `seal_pages`."""
-        return self._seal(Kind.END_OF_ROUND, encode(self._end_of_round()), b"", out)
+    def seal_end(self, out: memoryview, *, last: bool) -> int:
+        """Close the round with its counts; otherwise as `seal_pages`.
+
+        Args:
+            out: see `seal_pages`.
+            last: whether that closes the stream's records, too.
+        """
+        length = self._seal(Kind.END_OF_ROUND, encode(self._end_of_round(last=last)), b"", out)
+        self.ended = last
+        return length
 
     def _seal(
         self,
@@ -255,7 +263,7 @@ class StreamOpener(RecordStream):
         """Read the next record's header, before anything is read or allocated for the rest.
 
         Raises:
-            RemoteProtocolError: a bound is broken, see `unpack_header`.
+            RemoteProtocolError: a bound is broken, see `unpack_header`, or the last round is over.
             DecryptFailed: not the next record of this stream.
             LocalProtocolError: the record before it was not opened to its end.
             ChannelClosed: an earlier record was bad.
@@ -264,6 +272,8 @@ class StreamOpener(RecordStream):
         if self._expected is not None or self._opened is not None:
             raise LocalProtocolError("the record before was not opened to its end")
         try:
+            if self.ended:
+                raise RemoteProtocolError("a record after the last round")
             header = unpack_header(data, record_bytes=self._record_bytes, tag_bytes=self.tag_bytes)
             due_round = self.round_no + 1 if self.round_ended else self.round_no
             if (header.stream, header.round_no, header.sequence) != (
@@ -362,10 +372,11 @@ class StreamOpener(RecordStream):
             return check_file(meta, body_bytes=header.body_bytes), 0
         if header.kind is Kind.END_OF_ROUND:
             end = decode(content, EndOfRound)
-            if end != self._end_of_round():
+            if end != self._end_of_round(last=end.last):
                 raise RemoteProtocolError(
                     "the end of a round does not fit what has arrived", round_no=header.round_no
                 )
+            self.ended = end.last
             return end, 0
         runs = parse_runs(content, arena_pages=self._arena_pages)
         pages = count_pages(runs)

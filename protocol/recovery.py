@@ -132,6 +132,18 @@ def stored_confirmation(row: MigrationEntry | None, asker: bytes) -> bytes | Non
     return row.resumed
 
 
+def ready_possible(state: str) -> bool:
+    """Whether an agent that has told this state may say READY before its daemon hears more of it.
+
+    READY goes past the daemon, on a data stream. What the daemon relays is the answer to the
+    proposal, without which the source sends nothing, and `active` comes before that.
+
+    Args:
+        state: as the agent of an arrival has told last.
+    """
+    return state in ("active", "switchover")
+
+
 def may_be_released(
     *, ready_possible: bool, token_given: bool, aborted: bool, ended: bool, agent_alive: bool
 ) -> bool:

@@ -10,11 +10,10 @@ Order of trust: the source appraises the destination before it sends anything of
 sealed, and the destination appraises the source before it believes anything. If appraisal raises,
 the channel is dead.
 
-Messages are cut into fragments that fit into the link's `Session` message. The release token and
-the confirmation do not go through the counted channel, because they may arrive twice, late, or
-over another connection: each is sealed once under a key of its own and can be opened any number
-of times, also after the channel has failed: past the point of no return, a daemon that spoils the
-channel must not be able to lose the enclave with it.
+Messages are cut into fragments that fit into the link's `Session` message. The messages of the
+hand-off do not go through the counted channel; see `handoff_seals`. Token and confirmation can be
+opened any number of times, also after the channel has failed: past the point of no return, a daemon
+that spoils the channel must not be able to lose the enclave with it.
 """
 
 import hashlib
@@ -294,6 +293,8 @@ class SessionChannel:
             self._binding.migration_id,
             token_key=transport.export(b"token"),
             resumed_key=transport.export(b"resumed"),
+            manifest_key=transport.export(b"manifest"),
+            ready_key=transport.export(b"ready"),
         )
         transport.forget_exporter()
         return [Established(self._transport.handshake_hash)], answers
@@ -322,7 +323,7 @@ class SessionChannel:
         return decode(encoded, allowed, max_bytes=MAX_MESSAGE_BYTES)  # type: ignore[arg-type]
 
     def handoff_seals(self) -> HandoffSeals:
-        """Return what seals and opens token and confirmation, apart from the counted channel.
+        """Return what seals and opens the hand-off's messages, apart from the counted channel.
 
         Raises:
             LocalProtocolError: the session is not established.

@@ -1,7 +1,9 @@
 """The messages that two shims exchange inside the attested session.
 
-They travel sealed, in fragments, inside the link's `Session` messages. A struct's fields are its
-wire format: names, types and bounds. `session.py` has the channel that carries them.
+Those of `SessionMessage` travel sealed, in fragments, inside the link's `Session` messages;
+`session.py` has the channel that carries them. Those of the hand-off (`Manifest`, `Ready`,
+`ReleaseToken`, `ResumedReport`) are sealed once each, by `handoff_seals.py`. A struct's fields are
+its wire format: names, types and bounds.
 """
 
 from typing import Annotated, Literal
@@ -178,6 +180,6 @@ class Refuse(_Message, frozen=True, tag="refuse"):
     message: Text
 
 
-FromSource = Proposal | Manifest | Refuse
-FromDestination = Answer | RoundDone | Ready | Refuse
-SessionMessage = Proposal | Answer | RoundDone | Manifest | Ready | Refuse
+FromSource = Proposal | Refuse
+FromDestination = Answer | RoundDone | Refuse
+SessionMessage = Proposal | Answer | RoundDone | Refuse

@@ -65,4 +65,4 @@ def negotiate(ours: Window, theirs: Window) -> int:
 
 
 LINK_VERSIONS = Window(1, 1)
-SESSION_VERSIONS = Window(2, 2)
+SESSION_VERSIONS = Window(3, 3)

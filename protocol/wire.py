@@ -189,6 +189,22 @@ def frame(payload: bytes, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> bytes:
     return len(payload).to_bytes(LENGTH_BYTES, "big") + payload
 
 
+def announced_bytes(
+    length: bytes | bytearray | memoryview, *, max_frame_bytes: int = MAX_FRAME_BYTES
+) -> int:
+    """Return how long a frame is, by the bytes before it.
+
+    Raises:
+        RemoteProtocolError: longer than `max_frame_bytes`.
+    """
+    announced = int.from_bytes(length, "big")
+    if announced > max_frame_bytes:
+        raise RemoteProtocolError(
+            f"a frame of {announced} bytes is announced; at most {max_frame_bytes} are allowed"
+        )
+    return announced
+
+
 class FrameDecoder:
     """Cuts a byte stream into frames.
 
@@ -238,10 +254,5 @@ class FrameDecoder:
     def _waiting_length(self) -> int | None:
         if len(self._buffer) < LENGTH_BYTES:
             return None
-        length = int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
-        if length > self._max_frame_bytes:
-            raise RemoteProtocolError(
-                f"a frame of {length} bytes is announced; at most {self._max_frame_bytes} "
-                f"are allowed"
-            )
-        return length
+        length = self._buffer[:LENGTH_BYTES]
+        return announced_bytes(length, max_frame_bytes=self._max_frame_bytes)

@@ -72,7 +72,7 @@ async def _populate_all(enclave: Enclave, runs: Runs, gate: BulkGate) -> None:
 
 
 class Arrival:
-    """Receives rounds until one is the manifest's.
+    """Receives rounds to the last.
 
     Args:
         enclave: the waiting instance.
@@ -92,7 +92,6 @@ class Arrival:
         self._live = live
         self._migration = migration
         self._receivers: list[Receiver] = []
-        self._complete = False
         self._limiter = trio.CapacityLimiter(orders.streams)
 
     @property
@@ -113,44 +112,47 @@ class Arrival:
         sockets: list[socket.socket],
         keys: SessionKeys,
         answer: Answer,
-    ) -> Manifest:
-        """Receive and confirm rounds; returns the manifest when its last round is here.
+    ) -> bytes:
+        """Receive and confirm rounds; returns the sealed manifest, which the last round brings.
 
-        The receivers' threads run in `nursery` and end when their sockets are shut down.
+        The receivers' threads run in `nursery` and end with the last round, or when their sockets
+        are shut down.
 
         Raises:
             ProtocolError, ChannelError: what arrived is not what a source may send.
 
         """
         streams = self._orders.streams
-        send, inbox = trio.open_memory_channel[RoundMark | Manifest](streams + 1)
-
-        async def await_manifest() -> None:
-            await send.send(await conversation.receive(Manifest))
-
-        nursery.start_soon(await_manifest)
+        send, inbox = trio.open_memory_channel[RoundMark](streams)
         for index, sock in enumerate(sockets):
             nursery.start_soon(
                 self._receive_stream, self._receiver(index, sock, keys, answer), send
             )
         keys.forget()  # every stream has derived its own
-        manifest: Manifest | None = None
         marks: dict[int, RoundMark] = {}
-        while manifest is None or self._last_round < manifest.round_no:
-            item = await inbox.receive()
-            if isinstance(item, Manifest):
-                manifest = item
-                continue
-            if item.round_no != self._last_round + 1:
+        async for mark in inbox:
+            if mark.round_no != self._last_round + 1:
                 raise RemoteProtocolError("the streams' rounds have come apart")
-            marks[item.stream] = item
-            if len(marks) == streams:
-                self._close_round([marks[stream] for stream in range(streams)])
-                marks.clear()
-                if manifest is None:
-                    await conversation.send(self._round_done())
-        self._complete = True
-        return manifest
+            marks[mark.stream] = mark
+            if len(marks) < streams:
+                continue
+            if len({one.last for one in marks.values()}) > 1:
+                raise RemoteProtocolError("some streams have ended and others have not")
+            self._close_round([marks[stream] for stream in range(streams)])
+            if mark.last:
+                return marks[0].manifest
+            marks.clear()
+            await conversation.send(self._round_done())
+        raise AssertionError("the channel is closed by nobody")
+
+    def send_ready(self, payload: bytes) -> None:
+        """Answer the manifest on the stream that brought it.
+
+        Raises:
+            ChannelClosed: the stream has broken.
+
+        """
+        self._receivers[0].send_ready(payload)
 
     def _close_round(self, marks: list[RoundMark]) -> None:
         self._last_round += 1
@@ -191,7 +193,7 @@ class Arrival:
         return receiver
 
     async def _receive_stream(
-        self, receiver: Receiver, inbox: trio.MemorySendChannel[RoundMark | Manifest]
+        self, receiver: Receiver, inbox: trio.MemorySendChannel[RoundMark]
     ) -> None:
         receive: Callable[[], RoundMark | None] = receiver.receive_round
         if self._live:  # round 0, all the memory, while programs here and there go on
@@ -199,12 +201,11 @@ class Arrival:
         try:
             while mark := await trio.to_thread.run_sync(receive, limiter=self._limiter):
                 await inbox.send(mark)
+                if mark.last:
+                    return  # what is done to the stream now may harm nothing
                 receive = receiver.receive_round
-            if not self._complete:
-                raise ChannelClosed("a data stream ended before the last round")
+            raise ChannelClosed("a data stream ended before the last round")
         except (OSError, OptmigError) as error:
-            if self._complete:
-                return  # everything is here: what is done to the stream now may harm nothing
             if isinstance(error, OSError | ChannelClosed):
                 # Most likely the source gave up: then its reason, sealed, is on its way.
                 await trio.sleep(REFUSAL_GRACE_S)

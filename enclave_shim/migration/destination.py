@@ -4,8 +4,10 @@
    and populate the memory before the first page arrives (a page fault costs more than opening a
    page). Then answer.
 2. `active`: receivers place pages and files; each whole round is confirmed.
-3. The manifest must agree with what arrived, to the record. Then the runtime puts everything in its
-   place and waits at its restore point: PREPARED. READY carries this side's digest of the state.
+3. The manifest comes behind the last round and must agree with what arrived, to the record. Then
+   the runtime puts everything in its place and waits at its restore point: PREPARED. READY carries
+   this side's digest of the state. It goes back on the data stream, past the daemon, which reckons
+   with it since it relayed the answer: what may be released must not be destroyed.
 4. The token, and nothing else, starts the program: for this instance, this digest, this generation.
    It may arrive again: it is answered again and starts nothing.
 
@@ -236,9 +238,10 @@ class Destination(Part):
         self._arrival = arrival = Arrival(
             self._instance_here(), self.orders, self.migration, live=proposal.mode == "precopy"
         )
-        manifest = await arrival.receive_all(
+        sealed = await arrival.receive_all(
             nursery, self._conversation, await self.streams.all(), keys, answer
         )
+        manifest = self._conversation.handoff_seals().open_manifest(sealed)
         if manifest.generation != proposal.generation + 1:
             raise RemoteProtocolError("the manifest names another generation")
         if not arrival.fits(manifest):
@@ -252,8 +255,8 @@ class Destination(Part):
         if blockers:
             raise MigrationBlocked(f"{len(blockers)} blocker(s) here", blockers=blockers)
         # The source has blockers of its own and only asked for ours; it will say so.
-        await self._conversation.receive(Manifest)
-        raise RemoteProtocolError("a manifest after nothing but a question")
+        message = await self._conversation.receive_any()
+        raise RemoteProtocolError(f"a {type(message).__name__} after nothing but a question")
 
     async def _make_room(self, proposal: Proposal, nursery: trio.Nursery) -> dict[str, float]:
         """Start the waiting process and populate its memory; returns what took how long."""
@@ -293,9 +296,11 @@ class Destination(Part):
             if manifest.files:
                 await self._check_files(manifest)
         self.migration.handle(Event.MANIFEST_EQUAL)
-        await self.announcer.enter()
         with self._parts.measure("prepare"):
-            await enclave.process.command(Command.PREPARE)
+            asked = enclave.process.ask(Command.PREPARE)
+            await self.announcer.enter()  # meanwhile
+            await enclave.process.done(asked)
+        seals = self._conversation.handoff_seals()
         binding, facts = self.binding, self._report.facts
         facts.peer, facts.received_bytes = self._appraiser.claims, arrival.received_bytes
         digest = state_digest(
@@ -310,7 +315,7 @@ class Destination(Part):
             digest=digest,
             manifest=manifest,
             same_clock=proposal.boot_id == boot_id(),
-            seals=self._conversation.handoff_seals(),
+            seals=seals,
             report=self._report,
             parts=self._parts,
             memory=self._memory,
@@ -322,10 +327,9 @@ class Destination(Part):
         self.migration.handle(Event.PREPARED)
         self._takeover = takeover
         try:
-            await self._conversation.send(Ready(digest))
+            arrival.send_ready(seals.seal_ready(Ready(digest)))
         except ChannelClosed:
-            # It may have got out or not. If it has, the source may let go: so wait.
-            self._log.warning("ready_perhaps_undelivered")
+            self._log.warning("ready_undelivered")  # the source will say that it goes on
         return takeover
 
     async def _check_files(self, manifest: Manifest) -> None:

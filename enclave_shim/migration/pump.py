@@ -28,6 +28,11 @@ from optmigd.enclave_shim.arena import (
 )
 from optmigd.enclave_shim.files import FileReceiver, Step
 from optmigd.enclave_shim.migration.bulk_gate import BulkGate
+from optmigd.enclave_shim.migration.hand_off_frames import (
+    receive_frame,
+    send_frame,
+    send_short_frame,
+)
 from optmigd.protocol.errors import ChannelClosed
 from optmigd.protocol.record_format import MAX_RUNS
 from optmigd.protocol.records import (
@@ -41,6 +46,7 @@ from optmigd.protocol.records import (
     StreamOpener,
     StreamSealer,
 )
+from optmigd.protocol.wire import LENGTH_BYTES, announced_bytes
 
 WINDOW_PAGES = 1 << 14
 LONG_RUN_PAGES = 32
@@ -122,7 +128,9 @@ class Sender:
         """The chain over all records so far."""
         return self._sealer.chain
 
-    def send_round(self, round_no: int, runs: Runs, holes: Runs, steps: Iterable[Step]) -> Counts:
+    def send_round(
+        self, round_no: int, runs: Runs, holes: Runs, steps: Iterable[Step], *, last: bool
+    ) -> Counts:
         """Send this stream's share of a round, and close the round.
 
         Args:
@@ -130,6 +138,7 @@ class Sender:
             runs: pages to read and send, over all streams.
             holes: pages known to read as zeros, over all streams.
             steps: changes of files, for this stream alone.
+            last: whether no round follows.
 
         Returns:
             What the round took on this stream.
@@ -146,8 +155,16 @@ class Sender:
         for change, content in steps:
             self._send(sealer.seal_file(change, content, self._out))
         counts = replace(sealer.round_counts)
-        self._send(sealer.seal_end(self._out))
+        self._send(sealer.seal_end(self._out, last=last))
         return counts
+
+    def send_manifest(self, payload: bytes) -> None:
+        """Send the sealed manifest behind the last round; blocks, and raises, like that."""
+        send_frame(self._sock, payload)
+
+    async def receive_ready(self) -> bytes:
+        """Receive the sealed answer to the manifest; see `receive_frame`."""
+        return await receive_frame(self._sock)
 
     def _share(self, runs: Runs) -> Runs:
         return share_of_stream(runs, self._sealer.stream, self._streams, self._record_pages)
@@ -192,12 +209,17 @@ class Sender:
 
 @dataclass(frozen=True)
 class RoundMark:
-    """A stream has received a whole round: totals and chain up to and with its end."""
+    """A stream has received a whole round: totals and chain up to and with its end.
+
+    `last`: no round follows; then the first stream has the sealed `manifest`.
+    """
 
     stream: int
     round_no: int
     totals: Counts
     chain: bytes
+    last: bool = False
+    manifest: bytes = b""
 
 
 class Receiver:
@@ -256,12 +278,26 @@ class Receiver:
                 self._files.apply(meta, self._open_body(header))
             elif isinstance(meta, EndOfRound):
                 totals = replace(opener.total_counts)
-                return RoundMark(opener.stream, opener.round_no, totals, opener.chain)
+                manifest = self._receive_manifest() if meta.last and opener.stream == 0 else b""
+                return RoundMark(
+                    opener.stream, opener.round_no, totals, opener.chain, meta.last, manifest
+                )
             elif header.kind is Kind.ZERO:
                 self._place_zeros(meta)
             else:
                 self._place(header, meta)
         return None
+
+    def send_ready(self, payload: bytes) -> None:
+        """Send the sealed answer to the manifest; see `send_short_frame`."""
+        send_short_frame(self._sock, payload)
+
+    def _receive_manifest(self) -> bytes:
+        length = memoryview(bytearray(LENGTH_BYTES))
+        self._receive(length)
+        payload = memoryview(bytearray(announced_bytes(length)))
+        self._receive(payload)
+        return bytes(payload)
 
     def _open_body(self, header: Header, out: memoryview | None = None) -> memoryview:
         if out is None:

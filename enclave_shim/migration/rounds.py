@@ -6,6 +6,7 @@ fresh and reads as zeros. Each later round sends what the tracker collected sinc
 list the resident pages; collect (which re-arms), *then* read.
 """
 
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -141,10 +142,14 @@ class Rounds:
         """How many pages would be sent if the program were parked now."""
         return count_pages(self.pending) + count_pages(self._holes)
 
-    async def send(self) -> None:
+    async def send(self, seal_manifest: Callable[[], bytes] | None = None) -> None:
         """Send what is pending, as the next round.
 
         While the program runs, a large round leaves the processors to it, and hot pages wait.
+
+        Args:
+            seal_manifest: for the last round: called in a thread when all streams have sent it,
+                and what it returns is sent behind it.
 
         Raises:
             OSError: a stream broke, or was closed to stop this.
@@ -161,11 +166,18 @@ class Rounds:
         in_background = not self._parked and pages >= BACKGROUND_PAGES
         # One thread for little: two would wait for each other's interpreter lock.
         together = [self._senders] if pages < FEW_PAGES else [[one] for one in self._senders]
+        last = seal_manifest is not None
+        closed = threading.Lock()
 
         def send_on(senders: list[Sender]) -> None:
             for sender in senders:
                 steps = self._files.delta() if sender is self._senders[0] else iter(())
-                counts.append(sender.send_round(round_no, self.pending, self._holes, steps))
+                count = sender.send_round(round_no, self.pending, self._holes, steps, last=last)
+                with closed:
+                    counts.append(count)
+                    all_sent = len(counts) == len(self._senders)
+            if all_sent and seal_manifest is not None:
+                self._senders[0].send_manifest(seal_manifest())
 
         async with trio.open_nursery() as nursery:
             for senders in together:
@@ -178,6 +190,10 @@ class Rounds:
             self._sent.add(count)
         self._last_sent = round_no
         self.pending, self._holes = hot, NOTHING
+
+    async def receive_ready(self) -> bytes:
+        """Receive the sealed answer to the manifest; see `Sender.receive_ready`."""
+        return await self._senders[0].receive_ready()
 
     def confirm(self, done: RoundDone) -> None:
         """Compare the destination's account with this side's.

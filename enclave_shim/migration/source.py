@@ -6,7 +6,8 @@ The order (`optmigd.protocol.states` has the table that this walks):
 2. `active`: rounds. Send; collect what was written meanwhile, while the destination confirms that
    it has it all; decide.
 3. `pre-switchover`, `switchover`: park the program, collect for the last time, send the rest, the
-   files' last changes and the manifest. The destination answers READY with its own digest.
+   files' last changes and, behind them, the manifest. The destination answers READY with its own
+   digest, on the same data stream.
 4. The point of no return: the token is sealed and noted in the vault, the instance is made unable
    to run, the table says `released`. There is no checkpoint between these, so no cancel can come
    between them. Only then the token is let out.
@@ -19,6 +20,7 @@ destination told to give up. After 4 nothing does: `run` waits for RESUMED as lo
 import dataclasses
 import hmac
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -85,10 +87,13 @@ from optmigd.protocol.errors import (
     RemoteProtocolError,
 )
 from optmigd.protocol.handoff import Action, Event, Migration, Role
+from optmigd.protocol.handoff_seals import HandoffSeals
 from optmigd.protocol.records import state_digest
 from optmigd.protocol.session import (
     Answer,
+    Manifest,
     Proposal,
+    Ready,
     ReleaseToken,
     RoundDone,
 )
@@ -356,22 +361,30 @@ class Source(Part):
             fixed_ms=FIXED_DOWNTIME_MS,
         )
 
-    async def _send(self, rounds: Rounds, *, stall_s: float = 0.0) -> None:
+    async def _send(self, rounds: Rounds, seal_manifest: Callable[[], bytes] | None = None) -> None:
         """Send a round; a cancel shuts the streams, which ends the threads that work on them.
 
-        With `stall_s` it fails when the destination takes nothing for so long.
+        With `seal_manifest` it is the last, and fails when the destination takes nothing for long.
         """
         sent = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._shut_streams_unless, sent)
-                if stall_s:
-                    nursery.start_soon(end_if_stalled, rounds, stall_s)
-                await rounds.send()
+                if seal_manifest is not None:
+                    nursery.start_soon(end_if_stalled, rounds, self.orders.switchover_stall_s)
+                await rounds.send(seal_manifest)
                 sent.set()
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup:
             # Most likely the destination gave up: then its reason, sealed, is on its way.
+            await trio.sleep(REFUSAL_GRACE_S)
+            raise
+
+    async def _receive_ready(self, rounds: Rounds, seals: HandoffSeals, limit_s: float) -> Ready:
+        try:
+            return await receive_ready(rounds, seals, limit_s)
+        except ChannelClosed:
+            # As in `_send`.
             await trio.sleep(REFUSAL_GRACE_S)
             raise
 
@@ -396,6 +409,8 @@ class Source(Part):
     async def _switch_over(self, rounds: Rounds, answer: Answer) -> None:
         """Park the program, send the rest, and cross the point of no return."""
         process, parts, binding = self.enclave.process, self._parts, self.orders.binding
+        seals = self._conversation.handoff_seals()
+        manifest: Manifest | None = None
         self.bulk_gate.keep_open()
         self.migration.handle(Event.CONVERGED)
         await self.announcer.enter()
@@ -403,25 +418,29 @@ class Source(Part):
             await process.quiesce(QUIESCE_TIMEOUT_S)
         self._report.parked(process)
         self.migration.handle(Event.QUIESCED)
-        await self.announcer.enter()
         with parts.measure("last_scan"):
             if self.orders.mode == "precopy":
                 rounds.collect(parked=True)
             else:
                 rounds.begin()
             needs = await needs_when_parked(self.enclave)
+        arena_digest = b""
+        if self.orders.verify:  # seconds per GiB
+            with parts.measure("hash"):
+                arena_digest = await trio.to_thread.run_sync(self.enclave.arena.content_hash)
+        parked_real_ns = self._report.facts.parked_real_ns
+
+        def seal_manifest() -> bytes:
+            nonlocal manifest
+            manifest = make_manifest(self.enclave, rounds, needs, parked_real_ns, arena_digest)
+            return seals.seal_manifest(manifest)
+
         with parts.measure("last_pages"):
-            await self._send(rounds, stall_s=self.orders.switchover_stall_s)
+            await self._send(rounds, seal_manifest)
+        assert manifest is not None
+        # What could wait until the destination has something to do did.
+        await self.announcer.enter()
         self._report.add_round(rounds.record())
-        with parts.measure("manifest"):
-            manifest = await make_manifest(
-                self.enclave,
-                rounds,
-                needs,
-                self._report.facts.parked_real_ns,
-                verify=self.orders.verify,
-            )
-            await self._conversation.send(manifest)
         self.migration.handle(Event.MANIFEST_SENT)
         ours = state_digest(
             binding.migration_id, manifest.generation, manifest.chain, encode(manifest)
@@ -430,7 +449,7 @@ class Source(Part):
             limit_s = ready_limit_s(
                 self.enclave, self.orders.switchover_stall_s, verify=self.orders.verify
             )
-            ready = await receive_ready(self._conversation, rounds, self.migration, limit_s)
+            ready = await self._receive_ready(rounds, seals, limit_s)
         if not hmac.compare_digest(ready.digest, ours):
             raise MigrationFailed("the destination has received another state than was sent")
         if Action.SEAL_TOKEN not in self.migration.handle(Event.READY_EQUAL):
@@ -445,7 +464,7 @@ class Source(Part):
             self._conversation.seal_token(
                 ReleaseToken(binding.migration_id, manifest.generation, answer.instance, ours)
             ),
-            self._conversation.handoff_seals(),
+            seals,
             self._report,
             parts,
             released_s,

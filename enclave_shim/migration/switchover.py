@@ -12,11 +12,10 @@ import trio
 
 from optmigd.enclave_shim import preflight
 from optmigd.enclave_shim.migration.common import Enclave
-from optmigd.enclave_shim.migration.conversation import Conversation
 from optmigd.enclave_shim.migration.rounds import Rounds
-from optmigd.protocol.errors import MigrationBlocked, MigrationTimeout, RemoteProtocolError
-from optmigd.protocol.handoff import Event, Migration
-from optmigd.protocol.session import FileNeed, Manifest, Ready, RoundDone
+from optmigd.protocol.errors import MigrationBlocked, MigrationTimeout
+from optmigd.protocol.handoff_seals import HandoffSeals
+from optmigd.protocol.session import FileNeed, Manifest, Ready
 
 VERIFY_BYTES_PER_S = 50e6
 
@@ -67,24 +66,25 @@ async def needs_when_parked(enclave: Enclave) -> list[FileNeed]:
     return needs
 
 
-async def make_manifest(
-    enclave: Enclave, rounds: Rounds, needs: list[FileNeed], parked_real_ns: int, *, verify: bool
+def make_manifest(
+    enclave: Enclave,
+    rounds: Rounds,
+    needs: list[FileNeed],
+    parked_real_ns: int,
+    arena_digest: bytes,
 ) -> Manifest:
-    """State what the destination must have now that everything was sent.
+    """State what the destination must have now that the last round was sent.
 
     Args:
         enclave, rounds: what was sent.
         needs: the program's open files.
         parked_real_ns: CLOCK_REALTIME when it was parked.
-        verify: add a digest of the whole memory (seconds per GiB: for rehearsals and tests).
+        arena_digest: of the whole memory, if that is to be compared; or empty.
 
     """
-    arena_digest = b""
-    if verify:
-        arena_digest = await trio.to_thread.run_sync(enclave.arena.content_hash)
     totals = rounds.totals
     return Manifest(
-        round_no=rounds.round_no - 1,
+        round_no=rounds.round_no,
         records=totals.records,
         pages=totals.all_pages,
         chain=rounds.chain,
@@ -117,28 +117,21 @@ def ready_limit_s(enclave: Enclave, stall_s: float, *, verify: bool) -> float:
     return stall_s + (enclave.arena.resident_bytes() / VERIFY_BYTES_PER_S if verify else 0.0)
 
 
-async def receive_ready(
-    conversation: Conversation, rounds: Rounds, migration: Migration, limit_s: float
-) -> Ready:
-    """Wait for READY; the confirmation of the last round may come before it.
+async def receive_ready(rounds: Rounds, seals: HandoffSeals, limit_s: float) -> Ready:
+    """Wait for READY.
 
     Raises:
-        RemoteProtocolError: another message came, or the round's account differs.
+        DecryptFailed, RemoteProtocolError: something else came.
+        ChannelClosed: the data stream broke.
         MigrationTimeout: nothing came for that many seconds.
 
     """
-    while True:
-        message = None
-        with trio.move_on_after(limit_s):
-            message = await conversation.receive_any()
-        if message is None:
-            raise MigrationTimeout(
-                f"the destination has said nothing for {limit_s:g} s while the program stood "
-                "still; the enclave runs on at the source"
-            )
-        if isinstance(message, Ready):
-            return message
-        if not isinstance(message, RoundDone):
-            raise RemoteProtocolError(f"a {type(message).__name__} where none belongs")
-        rounds.confirm(message)
-        migration.handle(Event.ROUND_DONE)
+    payload = None
+    with trio.move_on_after(limit_s):
+        payload = await rounds.receive_ready()
+    if payload is None:
+        raise MigrationTimeout(
+            f"the destination has said nothing for {limit_s:g} s while the program stood "
+            "still; the enclave runs on at the source"
+        )
+    return seals.open_ready(payload)

@@ -1,7 +1,8 @@
 """The destination's side of one migration: admit, start an agent, relay, take over.
 
-The daemon learns three things from its agent: `state` switchover (from here on the source may let
-go), `resumed` (the enclave runs here: journaled before anybody is told) and `ended`.
+The daemon learns three things from its agent: `state` active (its answer follows, and READY goes
+past this daemon: from here on the source may let go), `resumed` (the enclave runs here: journaled
+before anybody is told) and `ended`.
 """
 
 import dataclasses
@@ -47,7 +48,12 @@ from optmigd.protocol.link import (
     Token,
     fit_blockers,
 )
-from optmigd.protocol.recovery import heeds_abort, may_be_released, takes_token
+from optmigd.protocol.recovery import (
+    heeds_abort,
+    may_be_released,
+    ready_possible,
+    takes_token,
+)
 
 
 class Arrival:
@@ -86,7 +92,7 @@ class Arrival:
         """Whether the source may have let go of the enclave in favour of this agent."""
         agent = self.instance.agent if self.instance is not None else None
         return not self._record.dry_run and may_be_released(
-            ready_possible=self._record.state == "switchover",
+            ready_possible=ready_possible(self._record.state),
             token_given=self.token_given,
             aborted=self.aborted,
             ended=self.came_to_nothing,

@@ -1,9 +1,10 @@
 """An incoming migration from the offer to the receipt.
 
-Until the shim agent may have told the source that it is ready, a migration that breaks is simply
-destroyed here. After that the source may have let go of the enclave even if this host never hears
-of it. So an agent that was ready outlives its conversation: it waits for the token to be delivered
-again, and it goes only when the source says that the migration came to nothing there.
+Until the shim agent may have told the source that it is ready (which it can, past this daemon, once
+its answer was relayed), a migration that breaks is simply destroyed here. After that the source may
+have let go of the enclave even if this host never hears of it. So an agent that was ready outlives
+its conversation: it waits for the token to be delivered again, and it goes only when the source
+says that the migration came to nothing there.
 
 Whatever came to nothing here is called what the source calls it: see `last_word`.
 """
@@ -265,6 +266,8 @@ class IncomingMigration:
         """Finish without the conversation."""
         await self._arrival.take_over()  # the conversation may have ended in the middle of it
         if self._arrival.may_be_released and self._row.resumed is None:
+            # An agent that is not ready ends by itself when its streams break.
+            self._arrival.duplicates.cut()
             await self._wait_for_token()
         if self.owned:
             await self._finish()

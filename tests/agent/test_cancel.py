@@ -13,6 +13,7 @@ import trio
 
 from optmigd.bench.programs import Program
 from tests.agent.test_migration import MEMORY_BYTES, eventually, running, state_of
+from tests.attacks.hostile import HostileMove
 from tests.support.agents import AgentHandle, Move
 
 ENDLESS = ["10000000000"]
@@ -23,6 +24,25 @@ WATCHED_S = 0.6
 @pytest.fixture(scope="module")
 def integers(program: Callable[[str], Program]) -> Program:
     return program("integers")
+
+
+def holding(
+    hosts: list[AgentHandle], image: Path, phase: str, held: trio.Event, **export: object
+) -> HostileMove:
+    """A move in which the source hears nothing more of the destination from that phase on."""
+
+    def hold(payload: bytes) -> list[bytes]:
+        held.set()
+        return []
+
+    return HostileMove(
+        hosts,
+        image,
+        MEMORY_BYTES,
+        export={**EXPORT.get(phase, {}), **export},
+        at_source=lambda n, payload: hold(payload) if PHASES[phase](hosts) else [payload],
+        at_ready=hold,
+    )
 
 
 def seen(agent: AgentHandle, event: str, **params: object) -> bool:
@@ -37,7 +57,7 @@ PHASES: dict[str, Callable[[list[AgentHandle]], bool]] = {
     "setup": lambda hosts: seen(hosts[1], "state", state="setup"),
     "first round": lambda hosts: seen(hosts[0], "state", state="active"),
     "later round": lambda hosts: seen(hosts[0], "round", round_no=0),
-    "switchover": lambda hosts: seen(hosts[1], "state", state="switchover"),
+    "switchover": lambda hosts: False,  # all but READY
 }
 """From when on the source hears nothing more of the destination."""
 
@@ -88,18 +108,12 @@ async def test_an_ended_migration_is_retried_at_once(
     async with running(tmp_path, integers, 3, args=ENDLESS) as hosts:
         held = trio.Event()
 
-        def hold(payload: bytes) -> list[bytes]:
-            if not PHASES[phase](hosts):
-                return [payload]
-            held.set()
-            return []
-
-        export = {**EXPORT.get(phase, {}), "timeout_s": TIMEOUT_S if how == "time" else 0.0}
-        move = Move(hosts, integers.image, MEMORY_BYTES, export=export, to_source=hold)
+        timeout_s = TIMEOUT_S if how == "time" else 0.0
+        move = holding(hosts, integers.image, phase, held, timeout_s=timeout_s)
         async with trio.open_nursery() as nursery:
             await move.begin(nursery)
             if phase not in ("handshake", "setup"):
-                await move.add_streams()
+                await move.connect_streams(nursery)
             await held.wait()
             if phase == "switchover":
                 assert await state_of(hosts[0]) == "parked"
@@ -119,16 +133,10 @@ async def test_an_ended_migration_leaves_the_program_at_full_speed(
     async with running(tmp_path, integers, args=ENDLESS) as hosts:
         held = trio.Event()
 
-        def hold(payload: bytes) -> list[bytes]:
-            if not PHASES[phase](hosts):
-                return [payload]
-            held.set()
-            return []
-
-        move = Move(hosts, integers.image, MEMORY_BYTES, to_source=hold)
+        move = holding(hosts, integers.image, phase, held)
         async with trio.open_nursery() as nursery:
             await move.begin(nursery)
-            await move.add_streams()
+            await move.connect_streams(nursery)
             await held.wait()
             await hosts[0].request("cancel", migration_id=move.migration_id)
             await hosts[0].wait_event("ended")

@@ -244,8 +244,9 @@ async def test_a_destination_that_was_not_ready_is_destroyed(
         ended = await hosts[1].wait_event("ended")
         assert (ended["outcome"], ended["error"]["code"]) == ("failed", "failed")
         await eventually(hosts[1], "resident_bytes", 0)
-        await hosts[0].request("cancel", migration_id=move.migration_id)
-        assert (await hosts[0].wait_event("ended"))["outcome"] == "cancelled"
+        # The source waits for READY on a stream that has ended.
+        ended = await hosts[0].wait_event("ended")
+        assert (ended["outcome"], ended["error"]["code"]) == ("failed", "channel-closed")
         await ends_rightly(hosts[0], answer)
 
 
@@ -258,8 +259,8 @@ async def test_a_destination_that_had_not_said_ready_waits_and_can_be_told_to_gi
         await move.add_streams()
         await hosts[1].recover(nursery)
         assert await status_of(hosts[1], "state") == "waiting"
-        await hosts[0].request("cancel", migration_id=move.migration_id)
-        assert (await hosts[0].wait_event("ended"))["outcome"] == "cancelled"
+        ended = await hosts[0].wait_event("ended")
+        assert (ended["outcome"], ended["error"]["code"]) == ("failed", "channel-closed")
         await hosts[1].request("cancel", migration_id=move.migration_id)
         assert (await hosts[1].wait_event("ended"))["outcome"] == "cancelled"
         await eventually(hosts[1], "resident_bytes", 0)

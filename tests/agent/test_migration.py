@@ -139,7 +139,6 @@ async def test_the_parts_make_up_the_downtime(tmp_path: Path, integers: Program)
                 "quiesce",
                 "last_scan",
                 "last_pages",
-                "manifest",
                 "files",
                 "prepare",
                 "ready",

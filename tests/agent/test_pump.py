@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from optmigd.enclave_shim.migration.pump import (
     share_of_stream,
     windows,
 )
-from optmigd.protocol.errors import ChannelClosed, DecryptFailed
+from optmigd.protocol.errors import ChannelClosed, DecryptFailed, RemoteProtocolError
 from optmigd.protocol.records import FileMeta, StreamOpener, StreamSealer, overall_chain
 from optmigd.protocol.session import SessionKeys
 
@@ -75,6 +76,7 @@ class Link:
     senders: list[Sender]
     sockets: list[socket.socket]
     threads: list[threading.Thread]
+    receivers: list[Receiver] = field(default_factory=list)
     marks: list[RoundMark] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
     gate: BulkGate = field(default_factory=BulkGate)
@@ -82,7 +84,9 @@ class Link:
 
     def round(self, round_no: int, runs: Runs, holes: Runs = NOTHING) -> None:
         threads = [
-            threading.Thread(target=sender.send_round, args=(round_no, runs, holes, ()))
+            threading.Thread(
+                target=partial(sender.send_round, round_no, runs, holes, (), last=False)
+            )
             for sender in self.senders
         ]
         for thread in threads:
@@ -128,6 +132,7 @@ def linked(tmp_path: Path, streams: int) -> Iterator[Link]:
             Sender(ours, sealer, source, link.gate, streams=streams, record_bytes=RECORD_BYTES)
         )
         receiver = Receiver(theirs, opener, destination, files, record_bytes=RECORD_BYTES)
+        link.receivers.append(receiver)
         link.threads.append(threading.Thread(target=run, args=(receiver,), daemon=True))
         link.threads[-1].start()
     try:
@@ -188,9 +193,55 @@ def test_zeros_for_fresh_memory_write_nothing(tmp_path: Path) -> None:
 def test_files_travel_behind_the_pages(tmp_path: Path) -> None:
     with linked(tmp_path, 1) as link:
         steps = [(FileMeta("own", "a.txt", "write", offset=2), b"hello")]
-        link.senders[0].send_round(0, NOTHING, NOTHING, steps)
+        link.senders[0].send_round(0, NOTHING, NOTHING, steps, last=False)
         assert link.arrived.acquire(timeout=10)
     assert (tmp_path / "a.txt").read_bytes() == b"\0\0hello"
+
+
+async def test_manifest_and_ready_travel_on_the_first_stream(tmp_path: Path) -> None:
+    manifest, ready = bytes(range(256)) * 900, b"sealed"
+    with linked(tmp_path, 2) as link:
+        link.source.pages[100:1500] = 7
+        for number in range(2):
+            link.round(number, link.source.resident_runs())
+        threads = [
+            threading.Thread(target=partial(sender.send_round, 2, NOTHING, NOTHING, (), last=True))
+            for sender in link.senders
+        ]
+        threads.append(threading.Thread(target=link.senders[0].send_manifest, args=(manifest,)))
+        for thread in threads:  # one after the other: only then the manifest stands behind it all
+            thread.start()
+            thread.join()
+        for _ in link.senders:
+            assert link.arrived.acquire(timeout=10)
+        marks = {(mark.round_no, mark.stream): mark for mark in link.marks}
+        assert [marks[number, 0].last for number in range(3)] == [False, False, True]
+        assert marks[2, 1].last
+        assert [marks[2, stream].manifest for stream in range(2)] == [manifest, b""]
+        link.receivers[0].send_ready(ready)
+        assert await link.senders[0].receive_ready() == ready
+        assert link.errors == []
+
+
+def test_a_manifest_that_is_announced_too_long_is_refused(tmp_path: Path) -> None:
+    with linked(tmp_path, 1) as link:
+        link.senders[0].send_round(0, NOTHING, NOTHING, (), last=True)
+        link.sockets[0].sendall(b"\xff\xff\xff\xff")
+        link.finish()
+        assert [type(error) for error in link.errors] == [RemoteProtocolError]
+
+
+async def test_a_stream_that_ends_or_breaks_before_ready_is_told(tmp_path: Path) -> None:
+    with linked(tmp_path, 2) as link:
+        link.receivers[0].send_ready(b"")
+        assert await link.senders[0].receive_ready() == b""
+        for sock in link.sockets:
+            sock.shutdown(socket.SHUT_RDWR)
+        for sender, receiver in zip(link.senders, link.receivers, strict=True):
+            with pytest.raises(ChannelClosed):
+                await sender.receive_ready()
+            with pytest.raises(ChannelClosed):
+                receiver.send_ready(b"sealed")
 
 
 def test_a_stream_cut_in_a_record_is_refused(tmp_path: Path) -> None:
@@ -224,7 +275,7 @@ def test_a_changed_bit_is_refused(tmp_path: Path) -> None:
             sender = Sender(
                 ours, sealer, link.source, link.gate, streams=1, record_bytes=RECORD_BYTES
             )
-            sender.send_round(0, link.source.resident_runs(), NOTHING, ())
+            sender.send_round(0, link.source.resident_runs(), NOTHING, (), last=False)
             record = bytearray(theirs.recv(1 << 20))
         record[len(record) // 2] ^= 1
         link.sockets[0].sendall(record)

@@ -103,14 +103,40 @@ class Recorder:
         self._meet = meet
         self.sent: list[list[int]] = []
         self.threads: list[int] = []
+        self.closed = False
+        self.manifest = b""
 
-    def send_round(self, round_no: int, runs: Runs, holes: Runs, steps: Iterable[object]) -> Counts:
+    def send_manifest(self, payload: bytes) -> None:
+        self.manifest = payload
+
+    def send_round(
+        self, round_no: int, runs: Runs, holes: Runs, steps: Iterable[object], *, last: bool
+    ) -> Counts:
+        assert not self.closed
+        self.closed = last
         assert round_no == len(self.sent)
         if self._meet is not None and round_no == 0:
             self._meet.wait(timeout=10)
         self.sent.append(pages_of_runs(runs).tolist())
         self.threads.append(threading.get_ident())
         return Counts()
+
+
+@pytest.mark.parametrize("pages", [1, FEW_PAGES])
+async def test_the_manifest_is_made_when_every_stream_has_closed_the_last_round(
+    arena: Arena, tmp_path: Path, pages: int
+) -> None:
+    senders = [Recorder(), Recorder()]
+    files = TravellingFiles(tmp_path, {}, 4096)
+    tracker = Scripted(list(range(pages)))
+    rounds = Rounds(arena, [cast(Sender, one) for one in senders], files, tracker)
+
+    def seal() -> bytes:
+        return b"sealed" if all(one.closed for one in senders) else b"too early"
+
+    rounds.collect(parked=True)
+    await rounds.send(seal)
+    assert [one.manifest for one in senders] == [b"sealed", b""]
 
 
 async def run_rounds(rounds: Rounds, count: int) -> None:

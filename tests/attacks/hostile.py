@@ -10,6 +10,7 @@ next attack begins from there. At the end the program's answer must be the one o
 import json
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -23,19 +24,27 @@ from optmigd.bench.programs import Program
 from optmigd.enclave_shim.abi import QUIESCE_SIGNAL
 from optmigd.protocol.ciphers import tag_bytes
 from optmigd.protocol.errors import OptmigError
-from optmigd.protocol.record_format import HEADER, HEADER_BYTES
+from optmigd.protocol.record_format import HEADER, HEADER_BYTES, MAGIC
+from optmigd.protocol.wire import LENGTH_BYTES, frame
 from tests.support.agents import AgentHandle, Message, Move, launch_params
 
 MEMORY_BYTES = 128 << 20
 GRACE_S = 1.0
+_MAGIC = MAGIC.to_bytes(2, "little")
 
 TamperSession = Callable[[int, bytes], list[bytes]]
 """Gets the number of a payload and the payload; returns what is delivered instead."""
+TamperFrame = Callable[[bytes], list[bytes]]
+"""Gets a sealed message of a data stream; returns what is sent instead."""
 TamperRecord = Callable[[int, int, bytes], "list[bytes] | None"]
 """Gets stream, number and a whole record; returns what is sent instead, None to cut the stream."""
 
 
 def _as_it_is(number: int, payload: bytes) -> list[bytes]:
+    return [payload]
+
+
+def _frame_as_it_is(payload: bytes) -> list[bytes]:
     return [payload]
 
 
@@ -51,6 +60,8 @@ class Recording:
     to_destination: list[bytes] = field(default_factory=list)
     to_source: list[bytes] = field(default_factory=list)
     records: dict[int, list[bytes]] = field(default_factory=dict)
+    manifest: bytes = b""
+    ready: bytes = b""
     token: bytes = b""
     resumed: bytes = b""
 
@@ -62,6 +73,7 @@ class HostileMove(Move):
     Attributes:
         at_destination, at_source: change the session payloads on their way there.
         at_records: changes the records of the data streams.
+        at_manifest, at_ready: change what the shims say to each other on the first of them.
         crossed: the streams arrive under each other's numbers.
         recorded: what went by, before it was changed.
 
@@ -70,8 +82,11 @@ class HostileMove(Move):
     at_destination: TamperSession = _as_it_is
     at_source: TamperSession = _as_it_is
     at_records: TamperRecord = _record_as_it_is
+    at_manifest: TamperFrame = _frame_as_it_is
+    at_ready: TamperFrame = _frame_as_it_is
     crossed: bool = False
     recorded: Recording = field(default_factory=Recording)
+    _near: list[trio.SocketStream] = field(default_factory=list)
     _far: list[trio.SocketStream] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -99,14 +114,23 @@ class HostileMove(Move):
                 common = {"migration_id": self.migration_id}
                 await self.source.request("add_stream", near.fileno(), index=index, **common)
                 await self.destination.request("add_stream", theirs.fileno(), index=there, **common)
-            nursery.start_soon(self._carry, index, trio.SocketStream(ours), trio.SocketStream(far))
+            ends = trio.SocketStream(ours), trio.SocketStream(far)
+            self._near.append(ends[0])
+            nursery.start_soon(self._carry, index, *ends)
+            nursery.start_soon(self._carry_back, *ends)
 
     async def _carry(self, index: int, near: trio.SocketStream, far: trio.SocketStream) -> None:
         log = self.recorded.records.setdefault(index, [])
         self._far.append(far)
         try:
             while True:
-                record = await _record(near, self._tag_bytes)
+                start = await _exactly(near, LENGTH_BYTES)
+                if start[:2] != _MAGIC:  # behind the last record
+                    self.recorded.manifest = await _exactly(near, int.from_bytes(start, "big"))
+                    for payload in self.at_manifest(self.recorded.manifest):
+                        await far.send_all(frame(payload))
+                    continue
+                record = await _record(near, start, self._tag_bytes)
                 log.append(record)
                 pieces = self.at_records(index, len(log) - 1, record)
                 if pieces is None:
@@ -119,11 +143,24 @@ class HostileMove(Move):
             near.socket.close()
             far.socket.close()
 
+    async def _carry_back(self, near: trio.SocketStream, far: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError, EOFError):
+            while True:
+                length = int.from_bytes(await _exactly(far, LENGTH_BYTES), "big")
+                self.recorded.ready = await _exactly(far, length)
+                for payload in self.at_ready(self.recorded.ready):
+                    await near.send_all(frame(payload))
+
     def _tag_bytes(self) -> int:
         """Of the cipher that the shims agreed on: it is in nothing that a daemon can read."""
         lines = (self.destination.directory / "agent.log").read_text().splitlines()
         chosen = [entry for line in lines if (entry := json.loads(line))["event"] == "room_made"]
         return tag_bytes(chosen[-1]["cipher"])
+
+    def say_to_source(self, payload: bytes) -> None:
+        """Put a message into the first stream's way back."""
+        with socket.socket(fileno=os.dup(self._near[0].socket.fileno())) as way_back:
+            way_back.send(frame(payload))
 
     async def spoil_streams(self) -> None:
         """Say something on every data stream that nobody sealed, and cut them all."""
@@ -173,8 +210,10 @@ async def _exactly(stream: trio.SocketStream, size_bytes: int) -> bytes:
     return content
 
 
-async def _record(stream: trio.SocketStream, tag_bytes_now: Callable[[], int]) -> bytes:
-    header = await _exactly(stream, HEADER_BYTES)
+async def _record(
+    stream: trio.SocketStream, start: bytes, tag_bytes_now: Callable[[], int]
+) -> bytes:
+    header = start + await _exactly(stream, HEADER_BYTES - len(start))
     tag = tag_bytes_now()
     meta_bytes, body_bytes = HEADER.unpack(header)[7:9]
     rest = meta_bytes + tag + (body_bytes + tag if body_bytes else 0)

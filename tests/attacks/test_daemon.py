@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from optmigd.protocol.record_format import HEADER, HEADER_BYTES, Kind
-from tests.attacks.hostile import Victim, flipped
+from tests.attacks.hostile import Recording, Victim, flipped
 from tests.conftest import BuildProgram
 from tests.support.agents import Message
 
@@ -107,7 +107,7 @@ async def test_a_dropped_payload_ends_in_time(victim: Victim, direction: str) ->
 
 @pytest.mark.parametrize(
     ("direction", "number"),
-    [("at_destination", 0), ("at_destination", 3), ("at_source", 0), ("at_source", 2)],
+    [("at_destination", 0), ("at_destination", 2), ("at_source", 0), ("at_source", 1)],
 )
 async def test_a_payload_of_an_earlier_migration_of_the_same_number(
     victim: Victim, direction: str, number: int
@@ -126,13 +126,50 @@ async def test_a_payload_of_an_earlier_migration_of_the_same_number(
         await victim.fails(move, *NOT_OPENED)
 
 
-@pytest.mark.parametrize("direction", ["at_destination", "at_source"])
-async def test_the_last_words_before_release_are_changed(victim: Victim, direction: str) -> None:
-    """Stop-and-copy: the manifest, and READY or the word before it; the program is parked."""
-    number = {"at_destination": 3, "at_source": 2}[direction]
+LAST_WORDS: dict[str, Callable[[bytes, Recording, Recording], list[bytes]]] = {
+    "flip": lambda payload, old, now: [flipped(payload, 20)],
+    "cut": lambda payload, old, now: [payload[:-1]],
+    "empty": lambda payload, old, now: [b""],
+    "earlier manifest": lambda payload, old, now: [old.manifest],
+    "earlier READY": lambda payload, old, now: [old.ready],
+    "manifest, cut and whole": lambda payload, old, now: [now.manifest[:-1], now.manifest],
+    "token": lambda payload, old, now: [old.token],
+}
+"""What is sent in the place of the manifest or of READY; the earlier move had the same number."""
+
+
+@pytest.mark.parametrize("change", LAST_WORDS)
+@pytest.mark.parametrize("place", ["at_manifest", "at_ready"])
+async def test_the_last_words_before_release_are_changed(
+    victim: Victim, place: str, change: str
+) -> None:
+    """The program is parked while it happens: it must run on afterwards."""
+    old = victim.recording
     async with victim.hosts() as (source, destination):
-        move = victim.hostile(source, destination, export={"mode": "stop-and-copy"})
-        setattr(move, direction, lambda n, p: [flipped(p, 20)] if n == number else [p])
+        move = victim.hostile(source, destination, migration_id=old.migration_id)
+        setattr(move, place, lambda p: LAST_WORDS[change](p, old, move.recorded))
+        await victim.fails(move, "decrypt-failed")
+
+
+@pytest.mark.parametrize("place", ["at_manifest", "at_ready"])
+async def test_the_last_words_before_release_are_kept_back(victim: Victim, place: str) -> None:
+    async with victim.hosts() as (source, destination):
+        move = victim.hostile(source, destination, export={"switchover_stall_s": 1.0})
+        setattr(move, place, lambda payload: [])
+        await victim.fails(move, "timeout")
+
+
+async def test_ready_is_said_before_the_destination_says_it(victim: Victim) -> None:
+    """Whatever lies in the stream's way back is taken for READY, and must not open."""
+    async with victim.hosts() as (source, destination):
+        move = victim.hostile(source, destination)
+
+        def tamper(stream: int, number: int, record: bytes) -> list[bytes] | None:
+            if (stream, number) == (0, 0):
+                move.say_to_source(victim.recording.ready)
+            return [record]
+
+        move.at_records = tamper
         await victim.fails(move, "decrypt-failed")
 
 

@@ -53,7 +53,7 @@ async def test_a_destination_that_reads_nothing(tmp_path: Path, ledger: Program)
 
 
 async def test_a_destination_that_never_says_ready(tmp_path: Path, ledger: Program) -> None:
-    """It has received everything; its daemon keeps back what it says about it."""
+    """It has received everything; its host keeps back what it says about it."""
     with trio.fail_after(120):
         async with agents(tmp_path, 2) as hosts:
             await _launched(hosts[0], ledger)
@@ -62,7 +62,7 @@ async def test_a_destination_that_never_says_ready(tmp_path: Path, ledger: Progr
                 ledger.image,
                 MEMORY_BYTES,
                 export=STALL,
-                at_source=lambda number, payload: [payload] if number < 2 else [],
+                at_ready=lambda payload: [],
             )
             async with trio.open_nursery() as nursery:
                 await move.begin(nursery)

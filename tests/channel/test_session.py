@@ -118,14 +118,14 @@ PROPOSAL = Proposal(
     record_bytes=1 << 20,
 )
 ANSWER = Answer("aes-256-gcm", 1 << 20, [WireBlocker("memory", "x", "y")], b"i" * 32)
+REFUSE = Refuse("cancelled", "")
 MANIFEST = Manifest(3, 10, 20, b"c" * 32, 2, [], 123, b"")
+READY = Ready(b"d" * 32)
 EXAMPLES: list[tuple[Role, SessionMessage]] = [
     ("source", PROPOSAL),
     ("destination", ANSWER),
     ("destination", RoundDone(0, 1, 2, b"c" * 32)),
-    ("source", MANIFEST),
-    ("destination", Ready(b"d" * 32)),
-    ("source", Refuse("cancelled", "")),
+    ("source", REFUSE),
     ("destination", Refuse("failed", "no room")),
 ]
 TOKEN = ReleaseToken(b"m" * 16, 2, b"i" * 32, b"d" * 32)
@@ -291,7 +291,7 @@ def test_a_long_message_travels_in_fragments() -> None:
     assert len(payloads) > 5
     assert max(len(payload) for payload in payloads) <= MAX_PAYLOAD_BYTES
     assert pump(destination, payloads) == [SessionReceived(message)]
-    assert pump(destination, source.send(MANIFEST)) == [SessionReceived(MANIFEST)]
+    assert pump(destination, source.send(REFUSE)) == [SessionReceived(REFUSE)]
 
 
 Tamper = Callable[[list[bytes]], list[bytes]]
@@ -316,13 +316,13 @@ def test_tampering_is_refused(tamper: Tamper, fragments: bool) -> None:
         files = [FileNeed(f"/{n:0200d}", "shared", 0, b"") for n in range(2000)]
         payloads = source.send(msgspec.structs.replace(PROPOSAL, files=files))
     else:
-        payloads = [*source.send(PROPOSAL), *source.send(MANIFEST), *source.send(MANIFEST)]
+        payloads = [*source.send(PROPOSAL), *source.send(REFUSE), *source.send(REFUSE)]
     with pytest.raises(DecryptFailed):
         pump(destination, tamper(payloads))
     with pytest.raises(ChannelClosed):
         destination.receive(payloads[0])
     with pytest.raises(ChannelClosed):
-        destination.send(Ready(b"d" * 32))
+        destination.send(ANSWER)
 
 
 def test_a_message_reflected_to_its_sender_is_refused() -> None:
@@ -391,6 +391,41 @@ def test_a_token_opens_any_number_of_times_and_is_made_once() -> None:
             destination.handoff_seals().open_token(wrong)
     with pytest.raises(DecryptFailed):
         source.handoff_seals().open_resumed(sealed)
+
+
+def test_manifest_and_ready_are_made_once_each_by_their_side_alone() -> None:
+    source, destination = (channel.handoff_seals() for channel in established())
+    manifest, ready = source.seal_manifest(MANIFEST), destination.seal_ready(READY)
+    assert destination.open_manifest(manifest) == MANIFEST
+    assert source.open_ready(ready) == READY
+    again: list[Callable[[], object]] = [
+        lambda: source.seal_manifest(MANIFEST),
+        lambda: destination.seal_ready(READY),
+        lambda: destination.seal_manifest(MANIFEST),
+        lambda: source.seal_ready(READY),
+        lambda: source.open_manifest(manifest),
+        lambda: destination.open_ready(ready),
+    ]
+    for call in again:
+        with pytest.raises(LocalProtocolError):
+            call()
+    token = source.seal_token(TOKEN)
+    for wrong in (manifest[:-1], ready, token, bytes(len(manifest)), b""):
+        with pytest.raises(DecryptFailed):
+            destination.open_manifest(wrong)
+    for wrong in (ready[:-1], manifest, bytes(len(ready)), b""):
+        with pytest.raises(DecryptFailed):
+            source.open_ready(wrong)
+
+
+def test_a_manifest_of_many_files_is_one_frame_at_most() -> None:
+    source, destination = (channel.handoff_seals() for channel in established())
+    need = FileNeed("/" + "x" * 250, "shared", 0, b"")
+    most = msgspec.structs.replace(MANIFEST, files=[need] * 3700)
+    assert destination.open_manifest(source.seal_manifest(most)) == most
+    source, _ = (channel.handoff_seals() for channel in established())
+    with pytest.raises(LocalProtocolError, match="a manifest of"):
+        source.seal_manifest(msgspec.structs.replace(MANIFEST, files=[need] * 8000))
 
 
 def test_a_token_of_another_session_does_not_open() -> None:

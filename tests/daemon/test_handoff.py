@@ -144,6 +144,17 @@ async def test_link_cut_after_the_release(cut: str) -> None:
         assert receipt["receipt"]["body"] == b"body of the source"
 
 
+async def test_link_cut_when_the_destinations_daemon_has_heard_nothing_of_ready() -> None:
+    """READY goes past it, and its agent's `switchover` may still wait to be read."""
+    async with two_sites() as pair:
+        go = await start_and_stop_before_release(pair, unsaid="switchover")
+        pair.wire.freeze(to_target=True, from_target=True)
+        go.touch()
+        await wait_released(pair.a)
+        pair.wire.cut()
+        await assert_only_on_b(pair)
+
+
 @pytest.mark.parametrize("cut", ["token", "resumed"])
 @pytest.mark.parametrize("restarted", ["a", "b", "both"])
 @pytest.mark.parametrize("how", ["stopped", "killed"])

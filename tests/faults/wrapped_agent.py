@@ -42,13 +42,16 @@ def _here(name: str) -> None:
 def wrap() -> None:
     """Gates at transitions, messages of the session, notes, the release, words to the daemon."""
     from optmigd.enclave_shim.connection import Params, Server
+    from optmigd.enclave_shim.migration.arrival import Arrival
     from optmigd.enclave_shim.migration.conversation import Conversation
+    from optmigd.enclave_shim.migration.pump import Sender
     from optmigd.enclave_shim.process import Process
     from optmigd.enclave_shim.remembered import Memory
     from optmigd.protocol.handoff import Event, Migration
     from optmigd.protocol.session import Answer
 
     handle, send, say = Migration.handle, Conversation.send, Server.send
+    send_manifest, send_ready = Sender.send_manifest, Arrival.send_ready
     release, write = Process.release, Memory.note_migration
 
     def gated_handle(self: Migration, event: Event) -> Any:
@@ -63,8 +66,15 @@ def wrap() -> None:
         if not isinstance(message, Answer):  # just after OFFERED
             _here(f"sends {type(message).__name__}")
         await send(self, message)
-        if type(message).__name__ == "Ready":
-            _here("has sent Ready")
+
+    def gated_manifest(self: Sender, payload: bytes) -> None:
+        _here("sends Manifest")  # in a thread: the event loop goes on
+        send_manifest(self, payload)
+
+    def gated_ready(self: Arrival, payload: bytes) -> None:
+        _here("sends Ready")
+        send_ready(self, payload)
+        _here("has sent Ready")
 
     async def gated_say(self: Server, event: str, params: Params) -> None:
         if event in _SENT:
@@ -88,6 +98,8 @@ def wrap() -> None:
 
     Migration.handle = gated_handle  # type: ignore[method-assign]
     Conversation.send = gated_send  # type: ignore[method-assign]
+    Sender.send_manifest = gated_manifest  # type: ignore[method-assign]
+    Arrival.send_ready = gated_ready  # type: ignore[method-assign]
     Server.send = gated_say  # type: ignore[method-assign]
     Process.release = gated_release  # type: ignore[method-assign]
     Memory.note_migration = gated_note  # type: ignore[method-assign]

@@ -7,7 +7,7 @@ honest peer's keys seal what the fuzzer made: they reach what stands behind the 
 from optmigd.protocol.link import LINK_PREAMBLE, LinkChannel
 from optmigd.protocol.noise import Handshake, keypair
 from optmigd.protocol.session import SessionBinding, SessionChannel
-from optmigd.protocol.session_messages import FromSource, Ready
+from optmigd.protocol.session_messages import FromSource, RoundDone
 from optmigd.protocol.versions import LINK_VERSIONS
 from optmigd.protocol.wire import decode, encode, frame, pack
 from tests.fuzz.targets import target
@@ -108,8 +108,8 @@ def link_sealed(data: bytes) -> None:
 
 def _session() -> list[bytes]:
     evidence = encode_evidence(b"evidence")
-    ready = b"\x01" + encode(Ready(bytes(32)))
-    return [bytes([kind]) + content for content in (evidence, ready) for kind in range(3)]
+    done = b"\x01" + encode(RoundDone(0, 1, 1, bytes(32)))
+    return [bytes([kind]) + content for content in (evidence, done) for kind in range(4)]
 
 
 def encode_evidence(evidence: bytes) -> bytes:
@@ -120,7 +120,7 @@ def encode_evidence(evidence: bytes) -> bytes:
 @target(_session)
 def session_sealed(data: bytes) -> None:
     """What a hostile destination's shim seals for the source: evidence, fragments, confirmation."""
-    kind, content = (data[0] if data else 0) % 3, data[1:LIMIT_BYTES]
+    kind, content = (data[0] if data else 0) % 4, data[1:LIMIT_BYTES]
     side = SessionChannel(
         role="source",
         ephemeral_private=EPHEMERAL,
@@ -140,9 +140,11 @@ def session_sealed(data: bytes) -> None:
         side.receive(transport.encrypt(content))
     elif kind == 2:
         side.handoff_seals().open_resumed(content)
+    elif kind == 3:
+        side.handoff_seals().open_ready(content)
 
 
-@target(lambda: [b"\x01" + encode(Ready(bytes(32)))])
+@target(lambda: [b"\x01" + encode(RoundDone(0, 1, 1, bytes(32)))])
 def session_raw(data: bytes) -> None:
     """Payloads that a hostile daemon makes up, for a destination that waits for the handshake."""
     side = SessionChannel(

@@ -111,14 +111,15 @@ def _session() -> list[bytes]:
     token = ReleaseToken(bytes(16), 2, bytes(32), bytes(32))
     rest = (RoundDone(0, 1, 1, bytes(32)), Ready(bytes(32)), Refuse("failed", "why"))
     messages: tuple[msgspec.Struct, ...] = (manifest, report, token, *rest)
-    return [bytes([kind]) + encode(message) for message in messages for kind in range(4)]
+    return [bytes([kind]) + encode(message) for message in messages for kind in range(6)]
 
 
 @target(_session)
 def session_message(data: bytes) -> None:
     """A message of the attested session, as each side reads it."""
-    kinds: tuple[Any, ...] = (FromSource, FromDestination, ReleaseToken, ResumedReport)
-    kind: Any = kinds[data[0] % 4 if data else 0]
+    sealed_once = (Manifest, Ready, ReleaseToken, ResumedReport)
+    kinds: tuple[Any, ...] = (FromSource, FromDestination, *sealed_once)
+    kind: Any = kinds[data[0] % 6 if data else 0]
     message = decode(data[1:], kind)
     assert encode(decode(encode(message), kind)) == encode(message)
 

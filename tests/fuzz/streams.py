@@ -43,9 +43,9 @@ def _records() -> list[bytes]:
     zero = _step(Kind.ZERO, _runs((7, 3), (60, 4)))
     change = FileMeta("own", "a/b", "write", offset=5)
     wrote = _step(Kind.FILE, encode(change), body_bytes=100)
-    end = bytes([0x80])  # the true end of the round
-    false_end = _step(Kind.END_OF_ROUND, encode(EndOfRound(0, 0, 0, 0, bytes(32))))
-    return [pages + zero + wrote + end + pages + end, false_end, zero + end]
+    end, last = bytes([0x80]), bytes([0x81])  # the true end of the round, and of the last one
+    false_end = _step(Kind.END_OF_ROUND, encode(EndOfRound(0, 0, 0, 0, bytes(32), False)))
+    return [pages + zero + wrote + end + pages + end, false_end, zero + last + zero]
 
 
 @target(_records)
@@ -59,8 +59,8 @@ def record_stream(data: bytes) -> None:
     at = 0
     while at < len(data):
         if data[at] & 0x80:
+            length = sealer.seal_end(_OUT, last=bool(data[at] & 1))
             at += 1
-            length = sealer.seal_end(_OUT)
             round_no = sealer.round_no
         else:
             kind = Kind(1 + data[at] % 4)
@@ -79,6 +79,8 @@ def record_stream(data: bytes) -> None:
         if header.kind in (Kind.PAGES, Kind.ZERO):
             assert isinstance(opened, np.ndarray)
             assert int(opened["first"][-1]) + int(opened["count"][-1]) <= ARENA_PAGES
+        if sealer.ended:
+            return
         if round_no >= 0:
             sealer.next_round(round_no + 1)
 

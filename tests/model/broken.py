@@ -169,6 +169,9 @@ BROKEN: dict[str, Callable[[], Broken]] = {
     "a destination that said READY is destroyed when the link is lost": lambda: Broken(
         Rules(may_be_released=_only_given_tokens), _DESTROYED
     ),
+    "a destination's daemon reckons with READY when its agent says `switchover`": lambda: Broken(
+        Rules(ready_possible=lambda state: state == "switchover"), _DESTROYED
+    ),
     "a confirmation is not kept": lambda: Broken(Rules(stored_confirmation=_nothing_stored), STUCK),
     "a destination that came to nothing calls it 'failed' by itself": lambda: Broken(
         Rules(last_word=_own_word), "one side says 'failed', the other 'cancelled'"

@@ -9,6 +9,7 @@ from tests.model.world import (
     ABORT_TO_DESTINATION,
     ABORT_TO_SOURCE,
     ANSWER,
+    ANSWER_FRAME,
     ASK,
     ATTEMPT,
     CONNECTION_LOST,
@@ -31,8 +32,6 @@ from tests.model.world import (
     OLD_TOKEN,
     PEER,
     PROPOSAL,
-    READY,
-    READY_FRAME,
     REFUSAL_FRAME,
     RESUMED,
     RESUMED_AGAIN,
@@ -50,11 +49,8 @@ from tests.model.world import (
 )
 
 _INNER = ((Phase.PLACING, Event.PREPARED), (Phase.STARTING, Event.RUNNING))
-_HEARD = (
-    (PROPOSAL, Event.OFFERED),
-    (MANIFEST, Event.MANIFEST_EQUAL),
-    (SOURCE_REFUSAL, Event.PEER_REFUSED),
-)
+_RELAYED = ((PROPOSAL, Event.OFFERED), (SOURCE_REFUSAL, Event.PEER_REFUSED))
+_ON_STREAM = ((MANIFEST, Event.MANIFEST_EQUAL),)
 
 
 def shim_moves(world: World, rules: Rules, shims: Shims) -> Moves:
@@ -66,15 +62,16 @@ def shim_moves(world: World, rules: Rules, shims: Shims) -> Moves:
             after = shims.destination(world, event)
             if after is not None:
                 yield f"destination shim: {event.name}", after
-    if world.d_connected and world.d_daemon == CONVERSE and world.d_link:
-        for message, event in _HEARD:
-            if world.wire & message:
-                after = shims.destination(world, event)
-                if after is None or after == world:
-                    continue
-                if event is Event.OFFERED:
-                    after = after._replace(wire=after.wire | ANSWER)
+    relayed = world.d_connected and world.d_daemon == CONVERSE and world.d_link
+    for message, event in _ON_STREAM + (_RELAYED if relayed else ()):
+        if world.wire & message:
+            after = shims.destination(world, event)
+            if after is not None and after != world:
                 yield f"destination shim hears {event.name}", after
+    if world.d_phase == Phase.ACTIVE.value and world.d_daemon == WAIT:
+        after = shims.destination(world, Event.FAULT)
+        if after is not None:
+            yield "destination shim finds its streams cut", after
     if world.d_token and world.d_connected:
         taken = None
         if world.d_phase in WAITING_OR_RUNNING and rules.accepts(world.d_token):
@@ -164,10 +161,11 @@ def _frames(world: World, rules: Rules) -> Moves:
     frame, rest = world.d_frames[0], world.d_frames[1:]
     read = world._replace(d_frames=rest)
     talks = world.d_daemon == CONVERSE and world.d_link
-    if frame == SWITCHOVER:
-        read = read._replace(d_switchover=True)
-    elif frame == READY_FRAME and talks:
-        read = read._replace(wire=world.wire | READY)
+    if frame == ANSWER_FRAME:
+        wire = world.wire | (ANSWER if talks else 0)
+        read = read._replace(d_ready_possible=rules.ready_possible("active"), wire=wire)
+    elif frame == SWITCHOVER:
+        read = read._replace(d_ready_possible=rules.ready_possible("switchover"))
     elif frame == REFUSAL_FRAME and talks:
         read = read._replace(wire=world.wire | DESTINATION_REFUSAL)
     elif frame == RESUMED_FRAME:
@@ -187,7 +185,7 @@ def _frames(world: World, rules: Rules) -> Moves:
 def _go_on(world: World, rules: Rules) -> World:
     """Finish without the conversation."""
     waits = rules.may_be_released(
-        ready_possible=world.d_switchover,
+        ready_possible=world.d_ready_possible,
         token_given=world.d_token_given,
         aborted=world.d_aborted,
         ended=world.d_ended,
@@ -294,7 +292,7 @@ def _start(world: World, rules: Rules) -> World:
         d_token_given=False,
         d_aborted=False,
         d_ended=False,
-        d_switchover=True,
+        d_ready_possible=True,
         d_link=False,
     )
 

@@ -120,7 +120,7 @@ class Faults:
                     d_token_given=False,
                     d_aborted=False,
                     d_ended=False,
-                    d_switchover=False,
+                    d_ready_possible=False,
                 ),
             )
 

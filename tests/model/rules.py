@@ -32,6 +32,7 @@ class Rules:
     must_deliver: Callable[..., bool] = recovery.must_deliver
     answer_outcome: Callable[..., recovery.Outcome] = recovery.answer_outcome
     stored_confirmation: Callable[..., bytes | None] = recovery.stored_confirmation
+    ready_possible: Callable[..., bool] = recovery.ready_possible
     may_be_released: Callable[..., bool] = recovery.may_be_released
     heeds_abort: Callable[..., bool] = recovery.heeds_abort
     gives_way: Callable[..., bool] = recovery.gives_way

@@ -3,6 +3,7 @@
 from optmigd.protocol.states import Action, Event, Phase, Role
 from tests.model.rules import MAY_RUN_AT_SOURCE, RELEASED_AT_SOURCE, Rules
 from tests.model.world import (
+    ANSWER_FRAME,
     ATTEMPT,
     ENDED_CANCELLED,
     ENDED_COMPLETED,
@@ -10,7 +11,7 @@ from tests.model.world import (
     FREED,
     HERE,
     MANIFEST,
-    READY_FRAME,
+    READY,
     REFUSAL_FRAME,
     RELEASE,
     RESUMED_FRAME,
@@ -54,7 +55,7 @@ class Shims:
         for action in actions:
             if action is Action.RESUME_SOURCE:
                 runs = True
-            elif action is Action.SEND_MANIFEST and relayed:
+            elif action is Action.SEND_MANIFEST and not silent:
                 wire |= MANIFEST
             elif action is Action.DESTROY_DESTINATION and relayed:
                 wire |= SOURCE_REFUSAL
@@ -83,8 +84,10 @@ class Shims:
         phase, actions = step
         before = world.d_phase
         runs, place, frames = world.d_runs, world.d_place, world.d_frames
-        starts, confirmed = world.d_starts, world.d_confirmed
+        starts, confirmed, wire = world.d_starts, world.d_confirmed, world.wire
         heard = world.d_connected and not silent
+        if event is Event.OFFERED and phase != before:
+            frames = self._tell(heard, frames, ANSWER_FRAME)
         if event is Event.MANIFEST_EQUAL and phase != before:
             frames = self._tell(heard, frames, SWITCHOVER)
         if event is Event.RUNNING:
@@ -92,8 +95,8 @@ class Shims:
         for action in actions:
             if action is Action.RUN:
                 runs, starts = True, starts + 1
-            elif action is Action.SEND_READY:
-                frames = self._tell(heard, frames, READY_FRAME)
+            elif action is Action.SEND_READY and not silent:
+                wire |= READY
             elif action is Action.SEND_REFUSAL:
                 frames = self._tell(heard, frames, REFUSAL_FRAME)
             elif action is Action.SEND_RESUMED and RESUMED_FRAME not in frames:
@@ -106,6 +109,7 @@ class Shims:
             d_phase=phase,
             d_runs=runs,
             d_place=place,
+            wire=wire,
             d_frames=frames,
             d_starts=starts,
             d_confirmed=confirmed,

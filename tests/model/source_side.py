@@ -62,11 +62,8 @@ _INNER = (
     (Phase.RELEASING, Event.TOKEN_MADE),
     (Phase.CANCELLING, Event.UNWOUND),
 )
-_HEARD = (
-    (ANSWER, Event.ACCEPTED),
-    (READY, Event.READY_EQUAL),
-    (DESTINATION_REFUSAL, Event.PEER_REFUSED),
-)
+_RELAYED = ((ANSWER, Event.ACCEPTED), (DESTINATION_REFUSAL, Event.PEER_REFUSED))
+_ON_STREAM = ((READY, Event.READY_EQUAL),)
 _ENDED = frozenset({ENDED_FAILED, ENDED_CANCELLED, ENDED_COMPLETED})
 _TOKEN_PAST = frozenset({NOTE_TOKEN, DELIVER, REDELIVER, CONFIRM})
 
@@ -81,12 +78,11 @@ def shim_moves(world: World, shims: Shims) -> Moves:
             if after is not None:
                 yield f"source shim: {event.name}", after
     relayed = world.s_connected and world.s_daemon == ATTEMPT and world.s_link
-    if relayed:
-        for message, event in _HEARD:
-            if world.wire & message:
-                after = shims.source(world, event)
-                if after is not None and after != world:
-                    yield f"source shim hears {event.name}", after
+    for message, event in _ON_STREAM + (_RELAYED if relayed else ()):
+        if world.wire & message:
+            after = shims.source(world, event)
+            if after is not None and after != world:
+                yield f"source shim hears {event.name}", after
 
 
 def connect(world: World, rules: Rules, shims: Shims) -> Moves:

@@ -49,14 +49,15 @@ RELEASE = "release"
 ENDED_FAILED = "ended: failed"
 ENDED_CANCELLED = "ended: cancelled"
 ENDED_COMPLETED = "ended: completed"
+ANSWER_FRAME = "state: active, session: answer"
 SWITCHOVER = "state: switchover"
-READY_FRAME = "session: READY"
 REFUSAL_FRAME = "session: refusal"
 RESUMED_FRAME = "resumed"
 CONNECTION_LOST = "connection lost"
 
 # Messages between the hosts. A message that was sent may arrive at any time, any number of times,
-# or never, as long as its receiver still listens to the conversation it belongs to.
+# or never, as long as its receiver still listens to the conversation it belongs to. No daemon sees
+# MANIFEST and READY: they go from shim to shim.
 PROPOSAL, ANSWER, MANIFEST, READY, SOURCE_REFUSAL, DESTINATION_REFUSAL = (1 << n for n in range(6))
 ABORT_TO_DESTINATION, ABORT_TO_SOURCE, TOKEN, RESUMED = (1 << n for n in range(6, 10))
 TOKEN_AGAIN, RESUMED_AGAIN, SAID_NO_TOKEN, OFFER_AGAIN = (1 << n for n in range(10, 14))
@@ -99,7 +100,7 @@ class World(NamedTuple):
     d_token_given: bool = False
     d_aborted: bool = False
     d_ended: bool = False
-    d_switchover: bool = False
+    d_ready_possible: bool = False
     d_row: str = "active"
     d_row_resumed: bool = False
     d_instance: str = "incoming"

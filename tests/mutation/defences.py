@@ -108,6 +108,14 @@ DEFENCES = (
         _HANDOFF + "test_silence_destroys_no_destination_that_has_said_ready",
     ),
     Defence(
+        "a destination that may have said READY past its daemon is not destroyed by it",
+        "protocol/recovery.py",
+        '    return state in ("active", "switchover")\n',
+        '    return state == "switchover"\n',
+        "tests/daemon/test_handoff.py::"
+        "test_link_cut_when_the_destinations_daemon_has_heard_nothing_of_ready",
+    ),
+    Defence(
         "a source that is still deciding does not have its destination destroyed",
         "protocol/recovery.py",
         "    return Outcome.RELEASED if must_deliver(row.token) else Outcome.PENDING\n",
@@ -132,7 +140,7 @@ DEFENCES = (
     Defence(
         "the token is on disk before it is on the wire",
         "optmigd/daemon/outgoing.py",
-        '        await self._host.journal.insist(lambda: self._save("active"))\n',
+        "        await journal.insist(lambda: journal.save_migration(self._row))\n",
         '        self._fill_row("active")\n',
         "tests/daemon/test_handoff.py::test_link_cut_after_the_release",
     ),
@@ -167,8 +175,8 @@ DEFENCES = (
     Defence(
         "a destination that takes nothing does not hold a parked program",
         "enclave_shim/migration/source.py",
-        "            await self._send(rounds, stall_s=self.orders.switchover_stall_s)\n",
-        "            await self._send(rounds)\n",
+        "                if seal_manifest is not None:\n",
+        "                if False:\n",
         "tests/attacks/test_stall.py::test_a_destination_that_reads_nothing",
     ),
     Defence(
@@ -201,6 +209,13 @@ DEFENCES = (
         _OWN + "test_a_ready_with_another_digest_releases_nothing",
     ),
     Defence(
+        "nothing follows the last round",
+        "protocol/records.py",
+        "            if self.ended:\n",
+        "            if self.ended and self.round_no < 0:\n",
+        _RECORDS + "test_nothing_follows_the_last_round",
+    ),
+    Defence(
         "what arrived is what the manifest says",
         "enclave_shim/migration/arrival.py",
         "        return found == (manifest.round_no,",
@@ -217,7 +232,7 @@ DEFENCES = (
     Defence(
         "a round counts only with its whole content",
         "protocol/records.py",
-        "            if end != self._end_of_round():\n",
+        "            if end != self._end_of_round(last=end.last):\n",
         "            if False:\n",
         _RECORDS + "test_an_end_of_round_must_fit_what_arrived",
         quick=True,
@@ -449,8 +464,8 @@ DEFENCES = (
     Defence(
         "a frame has a bound before memory is taken",
         "protocol/wire.py",
-        "        if length > self._max_frame_bytes:\n",
-        "        if False:\n",
+        "    if announced > max_frame_bytes:\n",
+        "    if False:\n",
         _WIRE + "test_an_oversize_frame_is_refused_when_its_length_is_known",
         quick=True,
     ),

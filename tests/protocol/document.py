@@ -19,6 +19,8 @@ from optmigd.protocol.session_messages import (
     FileNeed,
     FromDestination,
     FromSource,
+    Manifest,
+    Ready,
     ReleaseToken,
     ResumedReport,
 )
@@ -119,7 +121,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "words": render_words,
     "link-messages": lambda: _table(_rows([*LinkMessage.__args__, WireBlocker])),
     "session-messages": _session,
-    "sealed-once": lambda: _table(_rows([ReleaseToken, ResumedReport])),
+    "sealed-once": lambda: _table(_rows([Manifest, Ready, ReleaseToken, ResumedReport])),
     "file-need": lambda: _table(_rows([FileNeed])),
     "record-metas": lambda: _table(_rows([EndOfRound, FileMeta])),
     "blockers": _blockers,

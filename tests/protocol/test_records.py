@@ -96,8 +96,8 @@ class Sender:
     def file(self, meta: FileMeta, body: bytes = b"") -> bytes:
         return bytes(self.out[: self.sealer.seal_file(meta, body, self.out)])
 
-    def end(self) -> bytes:
-        return bytes(self.out[: self.sealer.seal_end(self.out)])
+    def end(self, *, last: bool = False) -> bytes:
+        return bytes(self.out[: self.sealer.seal_end(self.out, last=last)])
 
 
 def new_opener(cipher: str = AES_256_GCM, stream: int = 0) -> StreamOpener:
@@ -497,7 +497,23 @@ def test_the_sealer_keeps_the_order_of_rounds() -> None:
         sender.sealer.next_round(2)
     sender.sealer.next_round(1)
     with pytest.raises(LocalProtocolError, match="no round is open"):
-        StreamSealer(KEYS, MIGRATION, 0, AES_256_GCM).seal_end(sender.out)
+        StreamSealer(KEYS, MIGRATION, 0, AES_256_GCM).seal_end(sender.out, last=False)
+
+
+def test_nothing_follows_the_last_round() -> None:
+    """Not even what the same session's keys have sealed."""
+    honest, longer = Sender(), Sender()
+    opener = new_opener()
+    for record in (honest.pages((0, 1)), honest.end(last=True)):
+        _, meta, _ = open_record(opener, record)
+    assert isinstance(meta, EndOfRound) and meta.last and opener.ended
+    with pytest.raises(LocalProtocolError, match="round 1 cannot follow round 0"):
+        honest.sealer.next_round(1)
+    for record in (longer.pages((0, 1)), longer.end()):
+        assert len(record) > HEADER_BYTES
+    longer.sealer.next_round(1)
+    with pytest.raises(RemoteProtocolError, match="after the last round"):
+        open_record(opener, longer.pages((1, 1)))
 
 
 def test_the_sealer_refuses_what_does_not_fit() -> None:
@@ -551,7 +567,7 @@ def test_nothing_counts_before_it_is_verified(cipher: str) -> None:
 
 @pytest.mark.parametrize("cipher", ALL_CIPHERS)
 def test_known_answers_of_records(cipher: str) -> None:
-    """Figures of this format, version 2: if they change, the version must change with them."""
+    """Figures of this format, version 3: if they change, the version must change with them."""
     key, record, chain = KNOWN[cipher]
     keys = RoundKeys(bytes(32), cipher, 2)
     keys.next()

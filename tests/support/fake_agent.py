@@ -50,6 +50,7 @@ from optmigd.protocol.errors import (
 from optmigd.protocol.wire import FrameDecoder, frame, pack, unpack
 
 Params = dict[str, Any]
+READY = b"ready"
 FILLER_BYTES = 200_000
 MEASUREMENT = "ab" * 32
 
@@ -320,7 +321,8 @@ class Agent:
         await self.daemon.tell("ended", {"migration_id": self.migration_id, **ended})
 
     async def _enter(self, state: str, mine: Params) -> None:
-        if state != "ready":  # a place in the script alone: just before the release
+        # `ready` is a place in the script alone: just before the release.
+        if state != "ready" and state != mine.get("unsaid"):
             await self._tell("state", {"state": state})
         if mine.get("fail_at") == state:
             raise Refused(mine.get("code", "failed"))
@@ -370,8 +372,8 @@ class Agent:
             await _note(mine["converge"], f"{self.params['migration_id'].hex()} turn")
         await self._enter("switchover", mine)
         digest = hashlib.sha256(b"".join(parts)).digest()
-        await self._say(digest)
-        if await self._hear("session") != b"ready":
+        await trio.to_thread.run_sync(self.streams[0].sendall, digest)
+        if await _read(self.streams[0], len(READY)) != READY:
             raise Refused("failed")
         generation = self.arena["generation"] + 1
         token = b"token" + struct.pack(">I", generation) + digest
@@ -400,6 +402,8 @@ class Agent:
         await self._enter("setup", mine)
         if await self._hear("session") != b"hello":
             raise Refused("attestation-failed")
+        if not self.params["dry_run"]:
+            await self._tell("state", {"state": "active"})  # before the answer: see Contract 1
         await self._say(b"hello to you")
         if self.params["dry_run"]:
             return {}
@@ -408,12 +412,12 @@ class Agent:
         while len(self.streams) < self.params["streams"]:
             await trio.sleep(0.005)
         for index in range(self.params["streams"]):
-            parts.append(await trio.to_thread.run_sync(_read_part, self.streams[index]))
+            parts.append(await _read_part(self.streams[index]))
         digest = hashlib.sha256(b"".join(parts)).digest()
-        if await self._hear("session") != digest:
+        if await _read(self.streams[0], len(digest)) != digest:
             raise Refused("failed")
         await self._enter("switchover", mine)
-        await self._say(b"ready")
+        await trio.to_thread.run_sync(self.streams[0].sendall, READY)
         self.arena = json.loads(parts[0])
         self.arena["generation"] += 1
         expected = b"token" + struct.pack(">I", self.arena["generation"]) + digest
@@ -475,10 +479,18 @@ def _progress() -> Params:
     }
 
 
-def _read_part(stream: socket.socket) -> bytes:
-    with stream.makefile("rb") as file:
-        (size,) = struct.unpack(">I", file.read(4))
-        return file.read(size)
+async def _read(stream: socket.socket, size: int) -> bytes:
+    """The next bytes of a stream; fewer if it ends."""
+    return await trio.to_thread.run_sync(
+        lambda: stream.recv(size, socket.MSG_WAITALL), abandon_on_cancel=True
+    )
+
+
+async def _read_part(stream: socket.socket) -> bytes:
+    header = await _read(stream, 4)
+    if len(header) < 4:
+        raise Refused("failed")
+    return await _read(stream, struct.unpack(">I", header)[0])
 
 
 async def main() -> None:

@@ -51,19 +51,14 @@ def _make_fragile(point: str) -> None:
     """Arrange for this process to die at a point."""
     from optmigd.enclave_shim.migration import source
     from optmigd.enclave_shim.migration.arrival import Arrival
-    from optmigd.enclave_shim.migration.conversation import Conversation
     from optmigd.enclave_shim.migration.departure import Departure
     from optmigd.enclave_shim.migration.rounds import Rounds
     from optmigd.enclave_shim.migration.takeover import Takeover
     from optmigd.enclave_shim.process import Process
     from optmigd.protocol.handoff_seals import HandoffSeals
-    from optmigd.protocol.session import Ready
 
     def always(*args: Any) -> bool:
         return True
-
-    def is_ready(conversation: Conversation, message: object) -> bool:
-        return isinstance(message, Ready)
 
     def is_confirmed(takeover: Takeover) -> bool:
         return bool(takeover.confirmation)
@@ -80,8 +75,8 @@ def _make_fragile(point: str) -> None:
         "confirmation in hand": (Departure, "resumed_delivered", False, always),
         # destination
         "receiving": (Arrival, "fits", False, always),
-        "ready noted": (Conversation, "send", False, is_ready),
-        "ready said": (Conversation, "send", True, is_ready),
+        "ready noted": (Arrival, "send_ready", False, always),
+        "ready said": (Arrival, "send_ready", True, always),
         "running": (HandoffSeals, "seal_resumed", False, always),
         "sealed": (Takeover, "note", False, is_confirmed),
         "confirmed": (Takeover, "note", True, is_confirmed),

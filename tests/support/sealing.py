@@ -29,7 +29,7 @@ def main() -> None:
     sealer.next_round(0)
     sealer.seal_pages(runs, bytes(PAGE_BYTES), out)
     stop("in the round")
-    sealer.seal_end(out)
+    sealer.seal_end(out, last=False)
     stop("after")
     sealer.next_round(1)
     sealer.seal_pages(runs, bytes(PAGE_BYTES), out)
