@@ -81,8 +81,13 @@ async def is_held_back(agent: AgentHandle) -> bool:
     return await times_stopped(agent) - before > 2
 
 
+async def is_running(agent: AgentHandle) -> bool:
+    return await state_of(agent) == "running"
+
+
 async def assert_runs_at_full_speed(agent: AgentHandle) -> None:
-    assert await state_of(agent) == "running"
+    # It was let go: on a busy machine it takes its time until it says that it runs.
+    await eventually(lambda: is_running(agent))
     assert not await is_held_back(agent)
 
 

@@ -421,7 +421,7 @@ def test_manifest_and_ready_are_made_once_each_by_their_side_alone() -> None:
 def test_a_manifest_of_many_files_is_one_frame_at_most() -> None:
     source, destination = (channel.handoff_seals() for channel in established())
     need = FileNeed("/" + "x" * 250, "shared", 0, b"")
-    most = msgspec.structs.replace(MANIFEST, files=[need] * 3700)
+    most = msgspec.structs.replace(MANIFEST, files=[need] * 3600)
     assert destination.open_manifest(source.seal_manifest(most)) == most
     source, _ = (channel.handoff_seals() for channel in established())
     with pytest.raises(LocalProtocolError, match="a manifest of"):
