@@ -405,6 +405,10 @@ def test_a_header_of_another_length_is_refused(data: bytes) -> None:
 @example([(0, 32)])
 @example([(31, 2)])
 @example([(0, 0)])
+# One run is read by other code than several.
+@example([(0, 1), (31, 2)])
+@example([(0, 1), (3, 0)])
+@example([(0, 1), (2**64 - 1, 2**32 - 1)])
 @example([(4, 2), (5, 1)])
 @example([(2**64 - 1, 2**32 - 1)])
 def test_page_runs_are_accepted_exactly_when_they_are_in_order(
