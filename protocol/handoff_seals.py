@@ -7,7 +7,8 @@ So each is sealed once under a key of its own. The keys of the latter two outliv
 shim that takes up what an earlier one of the same instance has left goes on with them.
 """
 
-from typing import Literal, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 from msgspec import Struct
 from nacl.bindings import (
@@ -25,6 +26,26 @@ from optmigd.protocol.wire import MAX_FRAME_BYTES, decode, encode
 
 Role = Literal["source", "destination"]
 S = TypeVar("S", bound=Struct)
+
+
+@dataclass(frozen=True)
+class _Kind(Generic[S]):
+    """One of the four messages: what errors call it, who seals it, and its most sealed bytes."""
+
+    name: str
+    sealer: Role
+    type: type[S]
+    limit_bytes: int = MAX_PAYLOAD_BYTES
+
+    @property
+    def opener(self) -> Role:
+        return "destination" if self.sealer == "source" else "source"
+
+
+_MANIFEST = _Kind("manifest", "source", Manifest, MAX_FRAME_BYTES)
+_READY = _Kind("ready", "destination", Ready)
+_TOKEN = _Kind("token", "source", ReleaseToken)
+_RESUMED = _Kind("resumed", "destination", ResumedReport)
 
 
 class HandoffSeals:
@@ -66,8 +87,7 @@ class HandoffSeals:
         Raises:
             LocalProtocolError: not the source, one was made before, or it is too large.
         """
-        limit = MAX_FRAME_BYTES
-        return self._seal_once("source", "manifest", self._manifest_key, manifest, limit)
+        return self._seal_once(_MANIFEST, self._manifest_key, manifest)
 
     def open_manifest(self, payload: bytes) -> Manifest:
         """Open a manifest. Whether it fits is for the caller to say.
@@ -77,8 +97,7 @@ class HandoffSeals:
             DecryptFailed: it was not sealed in this session.
             RemoteProtocolError: it is no manifest.
         """
-        key, limit = self._manifest_key, MAX_FRAME_BYTES
-        return self._open("destination", "manifest", key, payload, Manifest, limit)
+        return self._open(_MANIFEST, self._manifest_key, payload)
 
     def seal_ready(self, ready: Ready) -> bytes:
         """Seal this side's digest, once.
@@ -86,7 +105,7 @@ class HandoffSeals:
         Raises:
             LocalProtocolError: not the destination, or one was made before.
         """
-        return self._seal_once("destination", "ready", self._ready_key, ready)
+        return self._seal_once(_READY, self._ready_key, ready)
 
     def open_ready(self, payload: bytes) -> Ready:
         """Open a READY. Whether its digest is right is for the caller to say.
@@ -96,7 +115,7 @@ class HandoffSeals:
             DecryptFailed: it was not sealed in this session.
             RemoteProtocolError: it is no READY.
         """
-        return self._open("source", "ready", self._ready_key, payload, Ready)
+        return self._open(_READY, self._ready_key, payload)
 
     def seal_token(self, token: ReleaseToken) -> bytes:
         """Seal the right to execute, once.
@@ -104,7 +123,7 @@ class HandoffSeals:
         Raises:
             LocalProtocolError: not the source, or a token was made before.
         """
-        return self._seal_once("source", "token", self.token_key, token)
+        return self._seal_once(_TOKEN, self.token_key, token)
 
     def open_token(self, payload: bytes) -> ReleaseToken:
         """Open a token. Whether it fits is for `check_token` to say.
@@ -114,7 +133,7 @@ class HandoffSeals:
             DecryptFailed: it was not sealed in this session.
             RemoteProtocolError: it is no token.
         """
-        return self._open("destination", "token", self.token_key, payload, ReleaseToken)
+        return self._open(_TOKEN, self.token_key, payload)
 
     def seal_resumed(self, report: ResumedReport) -> bytes:
         """Seal the confirmation, once.
@@ -122,7 +141,7 @@ class HandoffSeals:
         Raises:
             LocalProtocolError: not the destination, or one was made before.
         """
-        return self._seal_once("destination", "resumed", self.resumed_key, report)
+        return self._seal_once(_RESUMED, self.resumed_key, report)
 
     def open_resumed(self, payload: bytes) -> ResumedReport:
         """Open a confirmation.
@@ -132,43 +151,33 @@ class HandoffSeals:
             DecryptFailed: it was not sealed in this session.
             RemoteProtocolError: it is no confirmation.
         """
-        return self._open("source", "resumed", self.resumed_key, payload, ResumedReport)
+        return self._open(_RESUMED, self.resumed_key, payload)
 
     def forget(self) -> None:
         """Overwrite the keys: nothing more is to be sealed or opened."""
         for key in (self.token_key, self.resumed_key, self._manifest_key, self._ready_key):
             wipe(key)
 
-    def _seal_once(
-        self, side: Role, what: str, key: bytes, message: Struct, limit: int = MAX_PAYLOAD_BYTES
-    ) -> bytes:
-        if self._side != side or what in self._sealed:
-            raise LocalProtocolError(f"a {what} is sealed by the {side}, once")
-        self._sealed.add(what)
+    def _seal_once(self, kind: _Kind[S], key: bytes, message: S) -> bytes:
+        if self._side != kind.sealer or kind.name in self._sealed:
+            raise LocalProtocolError(f"a {kind.name} is sealed by the {kind.sealer}, once")
+        self._sealed.add(kind.name)
         sealed = crypto_aead_chacha20poly1305_ietf_encrypt(
             encode(message), self._migration_id, bytes(12), key
         )
-        if len(sealed) > limit:
-            raise LocalProtocolError(f"a {what} of {len(sealed)} bytes")
+        if len(sealed) > kind.limit_bytes:
+            raise LocalProtocolError(f"a {kind.name} of {len(sealed)} bytes")
         return sealed
 
-    def _open(
-        self,
-        side: Role,
-        what: str,
-        key: bytes,
-        payload: bytes,
-        type_: type[S],
-        limit: int = MAX_PAYLOAD_BYTES,
-    ) -> S:
-        if self._side != side:
-            raise LocalProtocolError(f"a {what} is opened by the {side}")
-        if not TAG_BYTES <= len(payload) <= limit:
-            raise DecryptFailed(f"a {what} of an impossible length")
+    def _open(self, kind: _Kind[S], key: bytes, payload: bytes) -> S:
+        if self._side != kind.opener:
+            raise LocalProtocolError(f"a {kind.name} is opened by the {kind.opener}")
+        if not TAG_BYTES <= len(payload) <= kind.limit_bytes:
+            raise DecryptFailed(f"a {kind.name} of an impossible length")
         try:
             encoded = crypto_aead_chacha20poly1305_ietf_decrypt(
                 payload, self._migration_id, bytes(12), key
             )
         except CryptoError as error:
-            raise DecryptFailed(f"a {what} not sealed in this session") from error
-        return decode(encoded, type_)
+            raise DecryptFailed(f"a {kind.name} not sealed in this session") from error
+        return decode(encoded, kind.type)

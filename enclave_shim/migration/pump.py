@@ -28,11 +28,7 @@ from optmigd.enclave_shim.arena import (
 )
 from optmigd.enclave_shim.files import FileReceiver, Step
 from optmigd.enclave_shim.migration.bulk_gate import BulkGate
-from optmigd.enclave_shim.migration.hand_off_frames import (
-    receive_frame,
-    send_frame,
-    send_short_frame,
-)
+from optmigd.enclave_shim.migration.handoff_frames import send_short_frame
 from optmigd.protocol.errors import ChannelClosed
 from optmigd.protocol.record_format import MAX_RUNS
 from optmigd.protocol.records import (
@@ -46,7 +42,7 @@ from optmigd.protocol.records import (
     StreamOpener,
     StreamSealer,
 )
-from optmigd.protocol.wire import LENGTH_BYTES, announced_bytes
+from optmigd.protocol.wire import LENGTH_BYTES, announced_bytes, frame
 
 WINDOW_PAGES = 1 << 14
 LONG_RUN_PAGES = 32
@@ -160,11 +156,7 @@ class Sender:
 
     def send_manifest(self, payload: bytes) -> None:
         """Send the sealed manifest behind the last round; blocks, and raises, like that."""
-        send_frame(self._sock, payload)
-
-    async def receive_ready(self) -> bytes:
-        """Receive the sealed answer to the manifest; see `receive_frame`."""
-        return await receive_frame(self._sock)
+        self._sock.sendall(frame(payload))
 
     def _share(self, runs: Runs) -> Runs:
         return share_of_stream(runs, self._sealer.stream, self._streams, self._record_pages)

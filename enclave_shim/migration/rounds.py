@@ -191,10 +191,6 @@ class Rounds:
         self._last_sent = round_no
         self.pending, self._holes = hot, NOTHING
 
-    async def receive_ready(self) -> bytes:
-        """Receive the sealed answer to the manifest; see `Sender.receive_ready`."""
-        return await self._senders[0].receive_ready()
-
     def confirm(self, done: RoundDone) -> None:
         """Compare the destination's account with this side's.
 

@@ -380,9 +380,10 @@ class Source(Part):
             await trio.sleep(REFUSAL_GRACE_S)
             raise
 
-    async def _receive_ready(self, rounds: Rounds, seals: HandoffSeals, limit_s: float) -> Ready:
+    async def _receive_ready(self, seals: HandoffSeals, limit_s: float) -> Ready:
+        streams = await self.streams.all()
         try:
-            return await receive_ready(rounds, seals, limit_s)
+            return await receive_ready(streams[0], seals, limit_s)
         except ChannelClosed:
             # As in `_send`.
             await trio.sleep(REFUSAL_GRACE_S)
@@ -449,7 +450,7 @@ class Source(Part):
             limit_s = ready_limit_s(
                 self.enclave, self.orders.switchover_stall_s, verify=self.orders.verify
             )
-            ready = await self._receive_ready(rounds, seals, limit_s)
+            ready = await self._receive_ready(seals, limit_s)
         if not hmac.compare_digest(ready.digest, ours):
             raise MigrationFailed("the destination has received another state than was sent")
         if Action.SEAL_TOKEN not in self.migration.handle(Event.READY_EQUAL):

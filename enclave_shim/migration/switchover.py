@@ -5,6 +5,7 @@ page in Python.
 """
 
 import gc
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ import trio
 
 from optmigd.enclave_shim import preflight
 from optmigd.enclave_shim.migration.common import Enclave
+from optmigd.enclave_shim.migration.handoff_frames import receive_frame
 from optmigd.enclave_shim.migration.rounds import Rounds
 from optmigd.protocol.errors import MigrationBlocked, MigrationTimeout
 from optmigd.protocol.handoff_seals import HandoffSeals
@@ -117,8 +119,13 @@ def ready_limit_s(enclave: Enclave, stall_s: float, *, verify: bool) -> float:
     return stall_s + (enclave.arena.resident_bytes() / VERIFY_BYTES_PER_S if verify else 0.0)
 
 
-async def receive_ready(rounds: Rounds, seals: HandoffSeals, limit_s: float) -> Ready:
+async def receive_ready(stream: socket.socket, seals: HandoffSeals, limit_s: float) -> Ready:
     """Wait for READY.
+
+    Args:
+        stream: the first data stream, which carried the manifest.
+        seals: to open it.
+        limit_s: how long.
 
     Raises:
         DecryptFailed, RemoteProtocolError: something else came.
@@ -128,7 +135,7 @@ async def receive_ready(rounds: Rounds, seals: HandoffSeals, limit_s: float) -> 
     """
     payload = None
     with trio.move_on_after(limit_s):
-        payload = await rounds.receive_ready()
+        payload = await receive_frame(stream)
     if payload is None:
         raise MigrationTimeout(
             f"the destination has said nothing for {limit_s:g} s while the program stood "

@@ -81,13 +81,8 @@ async def is_held_back(agent: AgentHandle) -> bool:
     return await times_stopped(agent) - before > 2
 
 
-async def is_running(agent: AgentHandle) -> bool:
-    return await state_of(agent) == "running"
-
-
 async def assert_runs_at_full_speed(agent: AgentHandle) -> None:
-    # It was let go: on a busy machine it takes its time until it says that it runs.
-    await eventually(lambda: is_running(agent))
+    assert await agent.runs()
     assert not await is_held_back(agent)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from optmigd.enclave_shim.arena import Arena, Runs, as_runs, count_pages, pages_of_runs
 from optmigd.enclave_shim.files import FileReceiver
 from optmigd.enclave_shim.migration.bulk_gate import BulkGate
+from optmigd.enclave_shim.migration.handoff_frames import receive_frame
 from optmigd.enclave_shim.migration.pump import (
     Receiver,
     RoundMark,
@@ -219,7 +220,7 @@ async def test_manifest_and_ready_travel_on_the_first_stream(tmp_path: Path) -> 
         assert marks[2, 1].last
         assert [marks[2, stream].manifest for stream in range(2)] == [manifest, b""]
         link.receivers[0].send_ready(ready)
-        assert await link.senders[0].receive_ready() == ready
+        assert await receive_frame(link.sockets[0]) == ready
         assert link.errors == []
 
 
@@ -234,12 +235,12 @@ def test_a_manifest_that_is_announced_too_long_is_refused(tmp_path: Path) -> Non
 async def test_a_stream_that_ends_or_breaks_before_ready_is_told(tmp_path: Path) -> None:
     with linked(tmp_path, 2) as link:
         link.receivers[0].send_ready(b"")
-        assert await link.senders[0].receive_ready() == b""
+        assert await receive_frame(link.sockets[0]) == b""
         for sock in link.sockets:
             sock.shutdown(socket.SHUT_RDWR)
-        for sender, receiver in zip(link.senders, link.receivers, strict=True):
+        for sock, receiver in zip(link.sockets, link.receivers, strict=True):
             with pytest.raises(ChannelClosed):
-                await sender.receive_ready()
+                await receive_frame(sock)
             with pytest.raises(ChannelClosed):
                 receiver.send_ready(b"sealed")
 

@@ -16,16 +16,6 @@ from optmigd.protocol.wire import FrameDecoder, frame
 _READ_BYTES = 1 << 16
 
 
-def send_frame(sock: socket.socket, payload: bytes) -> None:
-    """Send a frame; blocks.
-
-    Raises:
-        OSError: the stream broke, or was shut down to stop this.
-
-    """
-    sock.sendall(frame(payload))
-
-
 def send_short_frame(sock: socket.socket, payload: bytes) -> None:
     """Send a frame of which the socket's buffer holds the whole: nothing was sent that way before.
 
