@@ -310,6 +310,10 @@ class Agent:
             except Refused as refused:
                 outcome = "failed"
                 error = {"code": str(refused), "message": "scripted", "fields": {}}
+            except OSError as lost:  # of a data stream: the other side has ended
+                await trio.lowlevel.checkpoint()  # told to give up before, it was cancelled
+                outcome = "failed"
+                error = {"code": "failed", "message": str(lost), "fields": {}}
         if self.scope.cancelled_caught:
             outcome = "cancelled"
             error = {"code": "cancelled", "message": "cancelled", "fields": {}}
