@@ -35,6 +35,8 @@ THROTTLE_MAX_PERMILLE = 990
 THROTTLE_RISE_PERMILLE = 250
 # A throttle aims at rounds that leave half of what they sent.
 THROTTLE_TARGET = 0.5
+# What sending a little while the program runs takes beside the bytes (measured on loopback).
+AHEAD_COST_S = 0.002
 # What a round takes with nothing to send, in a forecast (measured on loopback: scan, round trip).
 ROUND_COST_S = 0.005
 
@@ -171,6 +173,22 @@ def worth_another(history: Sequence[RoundStats], settings: Settings) -> bool:
     speed = throughput(history)
     gain_ms = expected_downtime_ms(math.ceil(would_go), speed, 0.0, settings.page_bytes)
     return gain_ms >= LEAST_GAIN_MS
+
+
+def worth_sending_ahead(history: Sequence[RoundStats]) -> bool:
+    """Whether to send what is dirty before the program is parked, and only then look again.
+
+    What became dirty meanwhile is left for the parked program: clearly less, if sending is faster
+    than writing. That is a round without an end: nobody waits for its account, or collects before
+    it is decided about.
+    """
+    last = history[-1]
+    speed = throughput(history)
+    if last.next_pages == 0 or last.duration_s <= 0 or speed <= 0:
+        return False
+    ahead_s = AHEAD_COST_S + last.next_pages * PAGE_BYTES / speed
+    written = ahead_s * last.dirty_pages / last.duration_s
+    return written < SHRINK_CLEARLY * last.next_pages
 
 
 def decide(history: Sequence[RoundStats], settings: Settings) -> Decision:

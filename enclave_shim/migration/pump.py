@@ -87,7 +87,7 @@ def windows(runs: Runs, limit_pages: int) -> Iterable[Runs]:
 
 
 class Sender:
-    """The sending end of one data stream. `send_round` blocks; the rest is for other threads."""
+    """The sending end of one data stream. What sends blocks; the rest is for other threads."""
 
     def __init__(
         self,
@@ -124,30 +124,39 @@ class Sender:
         """The chain over all records so far."""
         return self._sealer.chain
 
-    def send_round(
-        self, round_no: int, runs: Runs, holes: Runs, steps: Iterable[Step], *, last: bool
-    ) -> Counts:
-        """Send this stream's share of a round, and close the round.
+    def send_pages(self, round_no: int, runs: Runs, holes: Runs) -> None:
+        """Send this stream's share of some pages; a round that is not open is begun.
 
         Args:
-            round_no: the next round.
+            round_no: the round that is open, or the next.
             runs: pages to read and send, over all streams.
             holes: pages known to read as zeros, over all streams.
-            steps: changes of files, for this stream alone.
+
+        Raises:
+            OSError: the stream broke, or was shut down to stop this.
+
+        """
+        if self._sealer.round_ended:
+            self._sealer.next_round(round_no)
+        self._send_zero(self._share(holes))
+        for window in windows(self._share(runs), WINDOW_PAGES):
+            self._send_window(window)
+
+    def close_round(self, steps: Iterable[Step], *, last: bool) -> Counts:
+        """Send the changes of files, and close the round that `send_pages` began.
+
+        Args:
+            steps: for this stream alone.
             last: whether no round follows.
 
         Returns:
             What the round took on this stream.
 
         Raises:
-            OSError: the stream broke, or was shut down to stop this.
+            OSError: as for `send_pages`.
 
         """
         sealer = self._sealer
-        sealer.next_round(round_no)
-        self._send_zero(self._share(holes))
-        for window in windows(self._share(runs), WINDOW_PAGES):
-            self._send_window(window)
         for change, content in steps:
             self._send(sealer.seal_file(change, content, self._out))
         counts = replace(sealer.round_counts)

@@ -64,6 +64,7 @@ class Rounds:
         self._sent = Counts()
         self._last_sent = -1
         self._parked = tracker is None
+        self._sent_ahead = False
         self._limiter = trio.CapacityLimiter(len(senders))
 
     @property
@@ -142,8 +143,26 @@ class Rounds:
         """How many pages would be sent if the program were parked now."""
         return count_pages(self.pending) + count_pages(self._holes)
 
+    async def send_ahead(self) -> None:
+        """Send what is pending as a first part of the last round, while the program still runs.
+
+        Hot pages wait. The round stays open: collect again with the program parked, then `send`.
+
+        Raises, and is cancelled: see `send`.
+        """
+        self._started_s = time.monotonic()
+        self.pending, hot = self.hot_pages.part(self.pending)
+
+        def send_on(senders: list[Sender]) -> None:
+            for sender in senders:
+                sender.send_pages(self.round_no, self.pending, self._holes)
+
+        await self._on_all_streams(send_on)
+        self.pending, self._holes = hot, NOTHING
+        self._sent_ahead = True
+
     async def send(self, seal_manifest: Callable[[], bytes] | None = None) -> None:
-        """Send what is pending, as the next round.
+        """Send what is pending, as the next round or as the rest of it.
 
         While the program runs, a large round leaves the processors to it, and hot pages wait.
 
@@ -156,40 +175,46 @@ class Rounds:
 
         Cancellation waits for the streams' threads: close the streams to end them.
         """
-        self._started_s = time.monotonic()
+        if not self._sent_ahead:
+            self._started_s = time.monotonic()
         round_no = self.round_no
         counts: list[Counts] = []
         hot = NOTHING
         if not self._parked:
             self.pending, hot = self.hot_pages.part(self.pending)
-        pages = self.dirty_pages
-        in_background = not self._parked and pages >= BACKGROUND_PAGES
-        # One thread for little: two would wait for each other's interpreter lock.
-        together = [self._senders] if pages < FEW_PAGES else [[one] for one in self._senders]
         last = seal_manifest is not None
         closed = threading.Lock()
 
         def send_on(senders: list[Sender]) -> None:
             for sender in senders:
                 steps = self._files.delta() if sender is self._senders[0] else iter(())
-                count = sender.send_round(round_no, self.pending, self._holes, steps, last=last)
+                sender.send_pages(round_no, self.pending, self._holes)
+                count = sender.close_round(steps, last=last)
                 with closed:
                     counts.append(count)
                     all_sent = len(counts) == len(self._senders)
             if all_sent and seal_manifest is not None:
                 self._senders[0].send_manifest(seal_manifest())
 
+        await self._on_all_streams(send_on)
+        self._sent = Counts()
+        for count in counts:
+            self._sent.add(count)
+        self._last_sent = round_no
+        self.pending, self._holes = hot, NOTHING
+
+    async def _on_all_streams(self, send_on: Callable[[list[Sender]], None]) -> None:
+        """Run that for all streams together if there is little to send, or else for each."""
+        pages = self.dirty_pages
+        in_background = not self._parked and pages >= BACKGROUND_PAGES
+        # One thread for little: two would wait for each other's interpreter lock.
+        together = [self._senders] if pages < FEW_PAGES else [[one] for one in self._senders]
         async with trio.open_nursery() as nursery:
             for senders in together:
                 send: Callable[[], None] = partial(send_on, senders)
                 if in_background:
                     send = partial(run_in_background, send)
                 nursery.start_soon(partial(trio.to_thread.run_sync, send, limiter=self._limiter))
-        self._sent = Counts()
-        for count in counts:
-            self._sent.add(count)
-        self._last_sent = round_no
-        self.pending, self._holes = hot, NOTHING
 
     def confirm(self, done: RoundDone) -> None:
         """Compare the destination's account with this side's.

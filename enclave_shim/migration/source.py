@@ -4,7 +4,7 @@ The order (`optmigd.protocol.states` has the table that this walks):
 
 1. `setup`: blockers of both sides, attested session, the destination's memory and process ready.
 2. `active`: rounds. Send; collect what was written meanwhile, while the destination confirms that
-   it has it all; decide.
+   it has it all; decide. To switch over, send what was collected last as a part of the last round.
 3. `pre-switchover`, `switchover`: park the program, collect for the last time, send the rest, the
    files' last changes and, behind them, the manifest. The destination answers READY with its own
    digest, on the same data stream.
@@ -20,7 +20,7 @@ destination told to give up. After 4 nothing does: `run` waits for RESUMED as lo
 import dataclasses
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -73,6 +73,7 @@ from optmigd.protocol.convergence import (
     Settings,
     SwitchOver,
     decide,
+    worth_sending_ahead,
 )
 from optmigd.protocol.convergence import Throttle as HoldBack
 from optmigd.protocol.errors import (
@@ -331,7 +332,7 @@ class Source(Part):
         """Send rounds until the decision is to switch over."""
         await trio.to_thread.run_sync(rounds.begin)
         while True:
-            await self._send(rounds)
+            await self._send(rounds.send)
             await rounds.collect_while_confirmed(partial(self._conversation.receive, RoundDone))
             self.migration.handle(Event.ROUND_DONE)
             stats = rounds.record(throttle_permille=self._throttle.permille)
@@ -344,6 +345,9 @@ class Source(Part):
                 case SwitchOver(reason=reason):
                     if await self._turn.came():
                         self._log.info("switchover_decided", reason=reason)
+                        self.bulk_gate.keep_open()  # another's switchover may have shut it
+                        if worth_sending_ahead(rounds.history):
+                            await self._send(rounds.send_ahead)
                         return
                     # It has run on meanwhile: or the next round would leave that to the last one.
                     await trio.to_thread.run_sync(rounds.collect)
@@ -361,18 +365,20 @@ class Source(Part):
             fixed_ms=FIXED_DOWNTIME_MS,
         )
 
-    async def _send(self, rounds: Rounds, seal_manifest: Callable[[], bytes] | None = None) -> None:
-        """Send a round; a cancel shuts the streams, which ends the threads that work on them.
+    async def _send_last(self, rounds: Rounds, seal_manifest: Callable[[], bytes]) -> None:
+        """Send the last round, and fail when the destination takes nothing for long."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end_if_stalled, rounds, self.orders.switchover_stall_s)
+            await self._send(partial(rounds.send, seal_manifest))
+            nursery.cancel_scope.cancel()
 
-        With `seal_manifest` it is the last, and fails when the destination takes nothing for long.
-        """
+    async def _send(self, send: Callable[[], Awaitable[None]]) -> None:
+        """Send; a cancel shuts the streams, which ends the threads that work on them."""
         sent = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._shut_streams_unless, sent)
-                if seal_manifest is not None:
-                    nursery.start_soon(end_if_stalled, rounds, self.orders.switchover_stall_s)
-                await rounds.send(seal_manifest)
+                await send()
                 sent.set()
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup:
@@ -437,7 +443,7 @@ class Source(Part):
             return seals.seal_manifest(manifest)
 
         with parts.measure("last_pages"):
-            await self._send(rounds, seal_manifest)
+            await self._send_last(rounds, seal_manifest)
         assert manifest is not None
         # What could wait until the destination has something to do did.
         await self.announcer.enter()

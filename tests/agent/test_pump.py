@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,8 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optmigd.enclave_shim.arena import Arena, Runs, as_runs, count_pages, pages_of_runs
-from optmigd.enclave_shim.files import FileReceiver
+from optmigd.enclave_shim.arena import (
+    Arena,
+    Runs,
+    as_runs,
+    count_pages,
+    pages_of_runs,
+    runs_of_pages,
+)
+from optmigd.enclave_shim.files import FileReceiver, Step
 from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.enclave_shim.migration.handoff_frames import receive_frame
 from optmigd.enclave_shim.migration.pump import (
@@ -68,6 +75,19 @@ def test_windows_are_the_runs_in_bounded_parts(shape: list[tuple[int, int]], lim
     assert found == pages_of_runs(runs).tolist()
 
 
+def send_round(
+    sender: Sender,
+    round_no: int,
+    runs: Runs,
+    holes: Runs,
+    steps: Iterable[Step] = (),
+    *,
+    last: bool = False,
+) -> None:
+    sender.send_pages(round_no, runs, holes)
+    sender.close_round(steps, last=last)
+
+
 @dataclass
 class Link:
     """Senders and receivers over socket pairs, the receivers running."""
@@ -86,7 +106,7 @@ class Link:
     def round(self, round_no: int, runs: Runs, holes: Runs = NOTHING) -> None:
         threads = [
             threading.Thread(
-                target=partial(sender.send_round, round_no, runs, holes, (), last=False)
+                target=partial(send_round, sender, round_no, runs, holes)
             )
             for sender in self.senders
         ]
@@ -194,9 +214,27 @@ def test_zeros_for_fresh_memory_write_nothing(tmp_path: Path) -> None:
 def test_files_travel_behind_the_pages(tmp_path: Path) -> None:
     with linked(tmp_path, 1) as link:
         steps = [(FileMeta("own", "a.txt", "write", offset=2), b"hello")]
-        link.senders[0].send_round(0, NOTHING, NOTHING, steps, last=False)
+        send_round(link.senders[0], 0, NOTHING, NOTHING, steps)
         assert link.arrived.acquire(timeout=10)
     assert (tmp_path / "a.txt").read_bytes() == b"\0\0hello"
+
+
+def test_a_page_may_come_twice_in_a_round_and_its_last_content_counts(tmp_path: Path) -> None:
+    with linked(tmp_path, 2) as link:
+        arena = link.source
+        arena.pages[100:1500] = 7
+        for sender in link.senders:
+            sender.send_pages(0, runs_of_pages(np.arange(100, 1500)), NOTHING)
+        arena.pages[700:] = 8
+        arena.pages[400:500] = 0
+        again = runs_of_pages(np.r_[300:600, 700:1500])
+        for sender in link.senders:
+            sender.send_pages(0, again, NOTHING)
+            sender.close_round((), last=False)
+        for _ in link.senders:
+            assert link.arrived.acquire(timeout=10)
+        assert np.array_equal(link.destination.pages[:1500], arena.pages[:1500])
+        assert link.errors == []
 
 
 async def test_manifest_and_ready_travel_on_the_first_stream(tmp_path: Path) -> None:
@@ -206,7 +244,9 @@ async def test_manifest_and_ready_travel_on_the_first_stream(tmp_path: Path) -> 
         for number in range(2):
             link.round(number, link.source.resident_runs())
         threads = [
-            threading.Thread(target=partial(sender.send_round, 2, NOTHING, NOTHING, (), last=True))
+            threading.Thread(
+                target=partial(send_round, sender, 2, NOTHING, NOTHING, last=True)
+            )
             for sender in link.senders
         ]
         threads.append(threading.Thread(target=link.senders[0].send_manifest, args=(manifest,)))
@@ -226,7 +266,7 @@ async def test_manifest_and_ready_travel_on_the_first_stream(tmp_path: Path) -> 
 
 def test_a_manifest_that_is_announced_too_long_is_refused(tmp_path: Path) -> None:
     with linked(tmp_path, 1) as link:
-        link.senders[0].send_round(0, NOTHING, NOTHING, (), last=True)
+        send_round(link.senders[0], 0, NOTHING, NOTHING, last=True)
         link.sockets[0].sendall(b"\xff\xff\xff\xff")
         link.finish()
         assert [type(error) for error in link.errors] == [RemoteProtocolError]
@@ -276,7 +316,7 @@ def test_a_changed_bit_is_refused(tmp_path: Path) -> None:
             sender = Sender(
                 ours, sealer, link.source, link.gate, streams=1, record_bytes=RECORD_BYTES
             )
-            sender.send_round(0, link.source.resident_runs(), NOTHING, (), last=False)
+            send_round(sender, 0, link.source.resident_runs(), NOTHING)
             record = bytearray(theirs.recv(1 << 20))
         record[len(record) // 2] ^= 1
         link.sockets[0].sendall(record)

@@ -104,21 +104,25 @@ class Recorder:
         self.sent: list[list[int]] = []
         self.threads: list[int] = []
         self.closed = False
+        self.rounds_closed = 0
+        self.file_steps = 0
         self.manifest = b""
 
     def send_manifest(self, payload: bytes) -> None:
         self.manifest = payload
 
-    def send_round(
-        self, round_no: int, runs: Runs, holes: Runs, steps: Iterable[object], *, last: bool
-    ) -> Counts:
+    def send_pages(self, round_no: int, runs: Runs, holes: Runs) -> None:
         assert not self.closed
-        self.closed = last
-        assert round_no == len(self.sent)
+        assert round_no == self.rounds_closed
         if self._meet is not None and round_no == 0:
             self._meet.wait(timeout=10)
         self.sent.append(pages_of_runs(runs).tolist())
         self.threads.append(threading.get_ident())
+
+    def close_round(self, steps: Iterable[object], *, last: bool) -> Counts:
+        self.rounds_closed += 1
+        self.closed = last
+        self.file_steps += len(list(steps))
         return Counts()
 
 
@@ -182,6 +186,29 @@ async def test_what_is_held_back_is_sent_when_the_last_round_finds_nothing_new(
     rounds = Rounds(arena, [cast(Sender, sender)], TravellingFiles(tmp_path, {}, 4096), tracker)
     await run_rounds(rounds, 3)
     assert sender.sent[-1] == [5]
+
+
+async def test_the_last_round_goes_in_two_parts_and_hot_pages_in_the_second(
+    arena: Arena, tmp_path: Path
+) -> None:
+    sender = Recorder()
+    tracker = Scripted([5, 6], [5, 7], [5, 8], [9])  # 5 is hot, 9 written while 8 was sent
+    (tmp_path / "record").write_text("written")
+    files = TravellingFiles(tmp_path, {}, 4096)
+    rounds = Rounds(arena, [cast(Sender, sender)], files, tracker)
+    rounds.begin()
+    for _ in range(3):
+        await rounds.send()
+        rounds.collect()
+        rounds.record()
+    sent_before = sender.file_steps
+    await rounds.send_ahead()
+    assert (sender.sent[-1], sender.rounds_closed, rounds.round_no) == ([8], 3, 3)
+    assert sender.file_steps == sent_before
+    rounds.collect(parked=True)
+    await rounds.send(lambda: b"manifest")
+    assert (sender.sent[-1], sender.rounds_closed, sender.closed) == ([5, 9], 4, True)
+    assert rounds.record().round_no == 3
 
 
 async def test_a_program_that_is_held_back_has_no_hot_pages(arena: Arena, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from optmigd.protocol.convergence import (
     stalled,
     throughput,
     worth_another,
+    worth_sending_ahead,
 )
 from optmigd.protocol.errors import LocalProtocolError
 
@@ -161,6 +162,28 @@ def test_every_history_has_a_decision(dirty: list[int], on_stall: OnStall) -> No
         assert decision == (Continue() if going_on else SwitchOver("converged"))
     else:
         assert decision != SwitchOver("converged")
+
+
+@pytest.mark.parametrize(
+    ("pages_per_s", "hot_pages", "worth"),
+    [
+        (50_000, 0, True),  # 2 ms and the sending leave 170 of 400
+        (200_000, 0, False),  # 600 of 400
+        (50_000, 250, False),  # 130 of the 150 that would be sent
+    ],
+)
+def test_what_is_dirty_is_sent_ahead_where_that_leaves_clearly_less(
+    pages_per_s: float, hot_pages: int, worth: bool
+) -> None:
+    big = RoundStats(0, 1 << 20, 0, 4096 << 20, 4096 * (1 << 20) / SPEED, 400)
+    last = RoundStats(1, 400, 0, 400 << 12, 400 / pages_per_s, 400, hot_pages=hot_pages)
+    assert worth_sending_ahead([big, last]) is worth
+
+
+def test_nothing_is_sent_ahead_where_nothing_is_dirty_or_known() -> None:
+    assert not worth_sending_ahead([RoundStats(0, 100, 0, 100 << 12, 0.1, 0)])
+    assert not worth_sending_ahead([RoundStats(0, 0, 0, 0, 0.1, 100)])
+    assert not worth_sending_ahead([RoundStats(0, 100, 0, 100 << 12, 0.0, 100)])
 
 
 def test_a_forecast_follows_the_decision() -> None:
