@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 CTL_MAGIC = 0x4C54434D4954504F
 RT_MAGIC = 0x54524D4954504F01
 
@@ -69,6 +69,7 @@ class Command(IntEnum):
     PREPARE = 2
     RUN = 3
     QUIT = 4
+    PROTECT = 5
 
 
 class OfdKind(IntEnum):

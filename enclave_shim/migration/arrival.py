@@ -25,6 +25,8 @@ POPULATE_THREADS = 2
 YIELD_PAGES = 1 << 9
 """So many are populated without a look whether to wait: a millisecond's work."""
 REFUSAL_GRACE_S = 0.3
+FEW_MAPPINGS = 64
+"""So many are protected in less time than it takes to ask for it."""
 
 
 async def populate(enclave: Enclave, runs: Runs, gate: BulkGate) -> None:
@@ -143,7 +145,21 @@ class Arrival:
                 return marks[0].manifest
             marks.clear()
             await conversation.send(self._round_done())
+            await self._protect_ahead()
         raise AssertionError("the channel is closed by nobody")
+
+    async def _protect_ahead(self) -> None:
+        """Have the waiting process protect its memory as far as that is known by now.
+
+        Many mappings take milliseconds, which the program would stand still for at the end.
+
+        Raises:
+            RuntimeFailed: it could not, or has ended.
+
+        """
+        enclave = self._enclave
+        if enclave.arena.rt_state["vma_count"] > FEW_MAPPINGS:
+            await enclave.process.command(Command.PROTECT)
 
     def send_ready(self, payload: bytes) -> None:
         """Answer the manifest on the stream that brought it.

@@ -16,7 +16,7 @@ typedef unsigned long u64;
 typedef int i32;
 typedef long i64;
 
-#define OPTMIG_ABI_VERSION 5u
+#define OPTMIG_ABI_VERSION 6u
 #define OPTMIG_CTL_MAGIC 0x4c54434d4954504full /* "OPTMICTL" */
 #define OPTMIG_RT_MAGIC 0x54524d4954504f01ull
 
@@ -50,7 +50,7 @@ enum {
   RT_FAILED = 6
 };
 /* ctl.command, written by the agent while the runtime waits (mode restore) */
-enum { CMD_NONE = 0, CMD_POPULATE = 1, CMD_PREPARE = 2, CMD_RUN = 3, CMD_QUIT = 4 };
+enum { CMD_NONE = 0, CMD_POPULATE = 1, CMD_PREPARE = 2, CMD_RUN = 3, CMD_QUIT = 4, CMD_PROTECT = 5 };
 
 #define RT_PLACE_CALLERS 6
 #define CTL_MAX_REFUSED 16

@@ -203,32 +203,6 @@ u64 rt_memory_take(u64 bytes, u32 prot, u32 kind) {
   return start;
 }
 
-/* The fresh mapping is readable and writable throughout: only what differs is touched, because a
- * change of protection walks every page table entry of its range. */
-int rt_memory_restore(void) {
-  u64 gap = RT->low;
-  i64 r = 0;
-  for (u32 i = 0; i < RT->vma_count; i++) {
-    struct rt_vma *v = &RT->vmas[i];
-    int arena = v->start >= ALT_STACKS_END && v->end <= RT->high;
-    int image = v->start >= RT->data_start && v->end <= RT->data_end;
-    if (v->start >= v->end || ((v->start | v->end) & (PAGE_BYTES - 1)) || (!arena && !image) || v->prot > 7 ||
-        (i && v->start < v[-1].end))
-      return -E_INVAL;
-    if (v->start > gap)
-      r = protect(gap, v->start, PROT_NONE);
-    if (!IS_ERR(r) && v->prot != PROT_RW)
-      r = protect(v->start, v->end, v->prot);
-    if (IS_ERR(r))
-      return (int)r;
-    if (v->end > gap)
-      gap = v->end;
-  }
-  if (gap < RT->high)
-    r = protect(gap, RT->high, PROT_NONE);
-  return IS_ERR(r) ? (int)r : 0;
-}
-
 static i64 unmap(u64 start, u64 end) {
   int r = cut_vmas(start, end);
   if (r)

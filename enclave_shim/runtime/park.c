@@ -103,12 +103,13 @@ static struct rt_thread *first_thread(void) {
   return t;
 }
 
-static void prepare(const struct rt_layout *image) {
+static void prepare(const struct rt_layout *image, struct rt_protections *protections) {
   char why[sizeof CTL->error_text];
   rt_check_state(image);
-  int r = rt_memory_restore();
+  int r = rt_protections_apply(protections);
   if (r)
     rt_fail(-r, "the mappings of the program could not be restored");
+  rt_protections_forget(protections);
   r = rt_files_restore(why, sizeof why);
   if (r)
     rt_fail(-r, why);
@@ -160,7 +161,15 @@ static void populate(u64 offset, u64 bytes) {
     rt_fail((int)-r, "the arena's memory could not be populated");
 }
 
+/* The table may have been sent in the middle of a change: then the next one is better. */
+static void protect_ahead(struct rt_protections *protections) {
+  int r = rt_protections_apply(protections);
+  if (r && r != -E_INVAL)
+    rt_fail(-r, "the program's memory could not be protected");
+}
+
 void rt_wait_for_commands(const struct rt_layout *image) {
+  struct rt_protections *protections = rt_protections_of_fresh_memory(image);
   u64 all = ~0ul;
   raw4(__NR_rt_sigprocmask, 2, &all, 0, 8);
   CTL->state = RT_WAITING;
@@ -174,10 +183,15 @@ void rt_wait_for_commands(const struct rt_layout *image) {
     quit_if_released();
     switch (CTL->command) {
     case CMD_POPULATE: populate(CTL->command_arg0, CTL->command_arg1); break;
+    case CMD_PROTECT:
+      if (CTL->state != RT_WAITING)
+        rt_fail(E_INVAL, "protect was asked for after prepare");
+      protect_ahead(protections);
+      break;
     case CMD_PREPARE:
       if (CTL->state != RT_WAITING)
         rt_fail(E_INVAL, "prepare was asked for twice");
-      prepare(image);
+      prepare(image, protections);
       break;
     case CMD_RUN:
       if (CTL->state != RT_PREPARED)

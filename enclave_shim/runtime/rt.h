@@ -202,11 +202,15 @@ i64 sys_clone(struct call *), sys_exit(struct call *);
 /* memory.c */
 void rt_memory_init(u64 low, u64 high);
 void rt_memory_add(u64 start, u64 end, u32 prot, u32 kind);
-int rt_memory_restore(void); /* protections, from the table */
 u64 rt_memory_take(u64 bytes, u32 prot, u32 kind);
 void rt_memory_give(u64 start, u64 bytes);
 i64 sys_mmap(struct call *), sys_munmap(struct call *), sys_mremap(struct call *),
     sys_mprotect(struct call *), sys_madvise(struct call *), sys_brk(struct call *), sys_msync(struct call *);
+
+/* protections.c */
+struct rt_protections *rt_protections_of_fresh_memory(const struct rt_layout *image);
+int rt_protections_apply(struct rt_protections *); /* -E_INVAL: no table, and nothing was changed */
+void rt_protections_forget(struct rt_protections *);
 
 /* paths.c */
 struct rt_path {

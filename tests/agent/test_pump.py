@@ -105,9 +105,7 @@ class Link:
 
     def round(self, round_no: int, runs: Runs, holes: Runs = NOTHING) -> None:
         threads = [
-            threading.Thread(
-                target=partial(send_round, sender, round_no, runs, holes)
-            )
+            threading.Thread(target=partial(send_round, sender, round_no, runs, holes))
             for sender in self.senders
         ]
         for thread in threads:
@@ -244,9 +242,7 @@ async def test_manifest_and_ready_travel_on_the_first_stream(tmp_path: Path) -> 
         for number in range(2):
             link.round(number, link.source.resident_runs())
         threads = [
-            threading.Thread(
-                target=partial(send_round, sender, 2, NOTHING, NOTHING, last=True)
-            )
+            threading.Thread(target=partial(send_round, sender, 2, NOTHING, NOTHING, last=True))
             for sender in link.senders
         ]
         threads.append(threading.Thread(target=link.senders[0].send_manifest, args=(manifest,)))

@@ -89,7 +89,7 @@ def test_a_file_reader_and_writer_moves_with_its_directory(
     ("name", "argument", "moves", "longest_wait_s"),
     [
         ("signals", "150", 4, 0.1),
-        ("mappings", "60000", 5, 0.2),
+        ("mappings", "30000", 5, 0.2),
         ("descriptors", "15000", 6, 0.2),
         ("world", "200", 4, 0.2),
     ],

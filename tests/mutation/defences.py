@@ -175,8 +175,8 @@ DEFENCES = (
     Defence(
         "a destination that takes nothing does not hold a parked program",
         "enclave_shim/migration/source.py",
-        "                if seal_manifest is not None:\n",
-        "                if False:\n",
+        "            nursery.start_soon(end_if_stalled, rounds, self.orders.switchover_stall_s)\n",
+        "            pass\n",
         "tests/attacks/test_stall.py::test_a_destination_that_reads_nothing",
     ),
     Defence(
@@ -185,6 +185,13 @@ DEFENCES = (
         "  if (CTL->released)\n",
         "  if (0)\n",
         _OWN + "test_a_released_process_never_runs_again",
+    ),
+    Defence(
+        "half a table of mappings protects nothing",
+        "enclave_shim/runtime/protections.c",
+        "  if (bad)\n    return bad;\n",
+        "  (void)bad;\n",
+        "tests/runtime/test_protections.py::test_half_a_table_is_left_alone",
     ),
     Defence(
         "an older generation does not replace a newer one",

@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define SLOTS 48
+#define SLOTS 160 /* more mappings than are worth protecting only at the end */
 static struct {
   unsigned char *at;
   size_t pages;
