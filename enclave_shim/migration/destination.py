@@ -67,7 +67,6 @@ from optmigd.protocol.session import (
 from optmigd.protocol.wire import encode
 
 FAREWELL_TIMEOUT_S = 2.0
-REFUSAL_GRACE_S = 0.3
 
 Prepare = Callable[[], Awaitable[Enclave]]
 """Makes memory, directories and the waiting process of the new instance."""

@@ -20,7 +20,6 @@ destination told to give up. After 4 nothing does: `run` waits for RESUMED as lo
 import dataclasses
 import hmac
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -52,14 +51,13 @@ from optmigd.enclave_shim.migration.report import (
     timed_out,
 )
 from optmigd.enclave_shim.migration.rounds import Rounds
+from optmigd.enclave_shim.migration.sending import Sending
 from optmigd.enclave_shim.migration.setup import find_blockers, make_rounds
 from optmigd.enclave_shim.migration.switchover import (
-    end_if_stalled,
     make_manifest,
     needs_when_parked,
     quiet_interpreter,
     ready_limit_s,
-    receive_ready,
 )
 from optmigd.enclave_shim.migration.throttle import Throttle
 from optmigd.enclave_shim.migration.turn import SwitchoverTurn
@@ -88,20 +86,17 @@ from optmigd.protocol.errors import (
     RemoteProtocolError,
 )
 from optmigd.protocol.handoff import Action, Event, Migration, Role
-from optmigd.protocol.handoff_seals import HandoffSeals
 from optmigd.protocol.records import state_digest
 from optmigd.protocol.session import (
     Answer,
     Manifest,
     Proposal,
-    Ready,
     ReleaseToken,
     RoundDone,
 )
 from optmigd.protocol.wire import encode
 
 PROGRESS_INTERVAL_S = 0.5
-REFUSAL_GRACE_S = 0.3
 FAREWELL_TIMEOUT_S = 2.0
 
 
@@ -139,6 +134,7 @@ class Source(Part):
         self._cancelled_because: OptmigError | None = None
         self._actions: tuple[Action, ...] = ()
         self._rounds: Rounds | None = None
+        self._sending = Sending(self.streams, self.bulk_gate)
         self._throttle = Throttle(enclave.process)
         self._turn = SwitchoverTurn(emit, wanted=orders.ask_for_turn)
         self._departure: Departure | None = None
@@ -332,7 +328,7 @@ class Source(Part):
         """Send rounds until the decision is to switch over."""
         await trio.to_thread.run_sync(rounds.begin)
         while True:
-            await self._send(rounds.send)
+            await self._sending.send(rounds.send)
             await rounds.collect_while_confirmed(partial(self._conversation.receive, RoundDone))
             self.migration.handle(Event.ROUND_DONE)
             stats = rounds.record(throttle_permille=self._throttle.permille)
@@ -347,7 +343,7 @@ class Source(Part):
                         self._log.info("switchover_decided", reason=reason)
                         self.bulk_gate.keep_open()  # another's switchover may have shut it
                         if worth_sending_ahead(rounds.history):
-                            await self._send(rounds.send_ahead)
+                            await self._sending.send(rounds.send_ahead)
                         return
                     # It has run on meanwhile: or the next round would leave that to the last one.
                     await trio.to_thread.run_sync(rounds.collect)
@@ -364,44 +360,6 @@ class Source(Part):
             on_stall=self.orders.on_stall,
             fixed_ms=FIXED_DOWNTIME_MS,
         )
-
-    async def _send_last(self, rounds: Rounds, seal_manifest: Callable[[], bytes]) -> None:
-        """Send the last round, and fail when the destination takes nothing for long."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(end_if_stalled, rounds, self.orders.switchover_stall_s)
-            await self._send(partial(rounds.send, seal_manifest))
-            nursery.cancel_scope.cancel()
-
-    async def _send(self, send: Callable[[], Awaitable[None]]) -> None:
-        """Send; a cancel shuts the streams, which ends the threads that work on them."""
-        sent = trio.Event()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._shut_streams_unless, sent)
-                await send()
-                sent.set()
-                nursery.cancel_scope.cancel()
-        except BaseExceptionGroup:
-            # Most likely the destination gave up: then its reason, sealed, is on its way.
-            await trio.sleep(REFUSAL_GRACE_S)
-            raise
-
-    async def _receive_ready(self, seals: HandoffSeals, limit_s: float) -> Ready:
-        streams = await self.streams.all()
-        try:
-            return await receive_ready(streams[0], seals, limit_s)
-        except ChannelClosed:
-            # As in `_send`.
-            await trio.sleep(REFUSAL_GRACE_S)
-            raise
-
-    async def _shut_streams_unless(self, sent: trio.Event) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            if not sent.is_set():
-                self.bulk_gate.keep_open()
-                self.streams.shut()
 
     async def _tell_progress(self, rounds: Rounds, active: trio.CancelScope) -> None:
         while not active.cancel_called:
@@ -443,7 +401,7 @@ class Source(Part):
             return seals.seal_manifest(manifest)
 
         with parts.measure("last_pages"):
-            await self._send_last(rounds, seal_manifest)
+            await self._sending.send_last(rounds, seal_manifest, self.orders.switchover_stall_s)
         assert manifest is not None
         # What could wait until the destination has something to do did.
         await self.announcer.enter()
@@ -456,7 +414,7 @@ class Source(Part):
             limit_s = ready_limit_s(
                 self.enclave, self.orders.switchover_stall_s, verify=self.orders.verify
             )
-            ready = await self._receive_ready(seals, limit_s)
+            ready = await self._sending.receive_ready(seals, limit_s)
         if not hmac.compare_digest(ready.digest, ours):
             raise MigrationFailed("the destination has received another state than was sent")
         if Action.SEAL_TOKEN not in self.migration.handle(Event.READY_EQUAL):

@@ -148,7 +148,7 @@ def measure(
         if b"filled" in piece:
             break
     ways: list[tuple[Mode, int]] = [("precopy", count) for count in streams]
-    ways.append(("stop-and-copy", 1))
+    ways.insert(1, ("stop-and-copy", 1))  # beside the live move that it is compared with
     copies: list[PlainCopy] = []
     moves: list[dict[str, Any]] = []
     for repeat in range(repeats):
@@ -201,8 +201,11 @@ def show(result: dict[str, Any]) -> None:
         )
     live, stopped = totals.get(("precopy", 1)), totals.get(("stop-and-copy", 1))
     if live and stopped:
-        ratio = statistics.median(live) / statistics.median(stopped)
-        click.echo(f"  live total time is {ratio:.2f} x stop-and-copy's", err=True)
+        ratios = [one / other for one, other in zip(live, stopped, strict=True)]
+        click.echo(
+            f"  live total time is {_spread(ratios, lambda v: f'{v:.2f}')} x stop-and-copy's",
+            err=True,
+        )
 
 
 def _cpu(moves: list[dict[str, Any]]) -> str:

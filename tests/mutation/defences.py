@@ -174,8 +174,8 @@ DEFENCES = (
     ),
     Defence(
         "a destination that takes nothing does not hold a parked program",
-        "enclave_shim/migration/source.py",
-        "            nursery.start_soon(end_if_stalled, rounds, self.orders.switchover_stall_s)\n",
+        "enclave_shim/migration/sending.py",
+        "            nursery.start_soon(end_if_stalled, rounds, stall_s)\n",
         "            pass\n",
         "tests/attacks/test_stall.py::test_a_destination_that_reads_nothing",
     ),
