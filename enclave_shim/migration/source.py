@@ -184,7 +184,8 @@ class Source(Part):
         return {name: getattr(self.orders, name) for name in given}
 
     def take_turn(self) -> None:
-        """Switch over when it has converged; see `SwitchoverTurn`."""
+        """Switch over when it has converged; see `SwitchoverTurn`. From here on it gives no way."""
+        self.bulk_gate.keep_open()
         self._turn.give()
 
     def daemon_lost(self) -> None:
@@ -326,8 +327,10 @@ class Source(Part):
 
     async def _pre_copy(self, rounds: Rounds) -> None:
         """Send rounds until the decision is to switch over."""
+        await self.bulk_gate.opened()
         await trio.to_thread.run_sync(rounds.begin)
         while True:
+            await self.bulk_gate.opened()
             await self._sending.send(rounds.send)
             await rounds.collect_while_confirmed(partial(self._conversation.receive, RoundDone))
             self.migration.handle(Event.ROUND_DONE)
