@@ -49,7 +49,7 @@ def _fragile(owner: Any, name: str, *, after: bool, only_if: Callable[..., bool]
 
 def _make_fragile(point: str) -> None:
     """Arrange for this process to die at a point."""
-    from optmigd.enclave_shim.migration import source
+    from optmigd.enclave_shim.migration import sending, source
     from optmigd.enclave_shim.migration.arrival import Arrival
     from optmigd.enclave_shim.migration.departure import Departure
     from optmigd.enclave_shim.migration.rounds import Rounds
@@ -87,19 +87,19 @@ def _make_fragile(point: str) -> None:
 
 def _cancel_with_ready() -> None:
     """Have the source cancelled when READY is there and nobody has looked at it yet."""
-    from optmigd.enclave_shim.migration import source
+    from optmigd.enclave_shim.migration import sending, source
 
     switch_over = source.Source._switch_over
 
     async def with_cancel(self: source.Source, *arguments: Any) -> None:
-        receive = vars(source)["receive_ready"]
+        receive = vars(sending)["receive_ready"]
 
         async def receive_ready(*arguments: Any) -> Any:
             ready = await receive(*arguments)
             self.cancel()
             return ready
 
-        vars(source)["receive_ready"] = receive_ready
+        vars(sending)["receive_ready"] = receive_ready
         await switch_over(self, *arguments)
 
     vars(source)["Source"]._switch_over = with_cancel
