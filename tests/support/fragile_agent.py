@@ -49,7 +49,7 @@ def _fragile(owner: Any, name: str, *, after: bool, only_if: Callable[..., bool]
 
 def _make_fragile(point: str) -> None:
     """Arrange for this process to die at a point."""
-    from optmigd.enclave_shim.migration import sending, source
+    from optmigd.enclave_shim.migration import source
     from optmigd.enclave_shim.migration.arrival import Arrival
     from optmigd.enclave_shim.migration.departure import Departure
     from optmigd.enclave_shim.migration.rounds import Rounds
