@@ -36,7 +36,7 @@ THROTTLE_RISE_PERMILLE = 250
 # A throttle aims at rounds that leave half of what they sent.
 THROTTLE_TARGET = 0.5
 # What sending a little while the program runs takes beside the bytes (measured on loopback).
-AHEAD_COST_S = 0.002
+AHEAD_COST_MS = 2.0
 # What a round takes with nothing to send, in a forecast (measured on loopback: scan, round trip).
 ROUND_COST_S = 0.005
 
@@ -183,11 +183,10 @@ def worth_sending_ahead(history: Sequence[RoundStats]) -> bool:
     it is decided about.
     """
     last = history[-1]
-    speed = throughput(history)
-    if last.next_pages == 0 or last.duration_s <= 0 or speed <= 0:
+    if last.next_pages == 0 or last.duration_s <= 0:
         return False
-    ahead_s = AHEAD_COST_S + last.next_pages * PAGE_BYTES / speed
-    written = ahead_s * last.dirty_pages / last.duration_s
+    ahead_ms = expected_downtime_ms(last.next_pages, throughput(history), AHEAD_COST_MS)
+    written = ahead_ms * 1e-3 * last.dirty_pages / last.duration_s
     return written < SHRINK_CLEARLY * last.next_pages
 
 
