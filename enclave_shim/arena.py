@@ -359,12 +359,13 @@ def zero_pages(pages: NDArray[np.uint8], numbers: NDArray[Any]) -> NDArray[np.bo
         candidates = np.flatnonzero(zero)
         zero[candidates] = words[numbers[candidates], sample] == 0
     candidates = np.flatnonzero(zero)
-    at = 0
-    for first, count in runs_of_pages(numbers[candidates]).tolist():
-        for start in range(first, first + count, ZERO_CHUNK_PAGES):
-            content = words[start : min(start + ZERO_CHUNK_PAGES, first + count)]
-            zero[candidates[at : at + len(content)]] = ~content.any(axis=1)
-            at += len(content)
+    for at in range(0, len(candidates), ZERO_CHUNK_PAGES):
+        some = candidates[at : at + ZERO_CHUNK_PAGES]
+        named = numbers[some]
+        first, end = int(named[0]), int(named[-1]) + 1
+        # Without a copy where they lie side by side, as they mostly do.
+        content = words[first:end] if end - first == len(named) else words[named]
+        zero[some] = ~content.any(axis=1)
     return zero
 
 

@@ -202,6 +202,18 @@ def test_a_page_is_zero_only_if_every_byte_is(arena: Arena) -> None:
     assert np.flatnonzero(~zero).tolist() == [1, 150]
 
 
+def test_zero_pages_are_found_side_by_side_and_scattered(arena: Arena) -> None:
+    """More than one chunk of either, and pages that only the whole reading tells from zeros."""
+    arena.pages[2000:3000] = 0
+    used = np.concatenate((np.arange(2300, 2900, 2), [2950]))
+    arena.pages[used, 1000] = 1
+    numbers = np.arange(2000, 3000)
+    assert numbers[~zero_pages(arena.pages, numbers)].tolist() == used.tolist()
+    some = np.arange(2001, 3000, 3)
+    wanted = [page for page in some.tolist() if page not in used]
+    assert some[zero_pages(arena.pages, some)].tolist() == wanted
+
+
 def test_content_hash_sees_content_and_place_but_not_allocation(arena: Arena) -> None:
     other = Arena(PAGES * 4096)
     try:
