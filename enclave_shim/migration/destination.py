@@ -38,6 +38,7 @@ from optmigd.enclave_shim.migration.common import (
 )
 from optmigd.enclave_shim.migration.conversation import PeerRefused, open_conversation
 from optmigd.enclave_shim.migration.departure import free
+from optmigd.enclave_shim.migration.handoff_frames import receive_frame
 from optmigd.enclave_shim.migration.part import Announcer, Part
 from optmigd.enclave_shim.migration.proposal import check_proposal, resident_runs
 from optmigd.enclave_shim.migration.report import DestinationReport, Parts, boot_id, root_cause
@@ -174,6 +175,7 @@ class Destination(Part):
                     nursery.start_soon(self._shut_streams_at_the_end)
                     takeover = await self._up_to_ready(nursery)
                     if takeover is not None:
+                        nursery.start_soon(self._take_token_of_stream, takeover)
                         await takeover.started.wait()
                     nursery.cancel_scope.cancel()
         except (Exception, BaseExceptionGroup) as group:
@@ -330,6 +332,17 @@ class Destination(Part):
         except ChannelClosed:
             self._log.warning("ready_undelivered")  # the source will say that it goes on
         return takeover
+
+    async def _take_token_of_stream(self, takeover: Takeover) -> None:
+        """Take the token from where READY went: so it comes past the daemon here, and earlier.
+
+        Whatever else comes there is no reason to end: the daemons deliver the token as well.
+        """
+        try:
+            payload = await receive_frame((await self.streams.all())[0])
+            await takeover.token_delivered(payload)
+        except OptmigError as error:
+            self._log.info("no_token_on_stream", code=error.code, error=error.message)
 
     async def _check_files(self, manifest: Manifest) -> None:
         needs = manifest.files

@@ -129,10 +129,10 @@ class Takeover:
                 instance=self._instance,
                 state_digest=self._digest,
             )
-        if Action.RUN in self._migration.handle(Event.TOKEN_ACCEPTED):
-            with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True):
+            if Action.RUN in self._migration.handle(Event.TOKEN_ACCEPTED):
                 await self._run(told=False)
-        await self.repeat()
+            await self.repeat()
 
     async def take_up_start(self) -> None:
         """The agent before this one has used the token: confirm it in its place.

@@ -237,18 +237,20 @@ class Arrival:
 
     async def _take_stream(self, index: int, stream: socket.socket) -> None:
         """Own a data stream whose ticket was redeemed, and pass it to the agent."""
-        self.duplicates.keep(stream)
+        self.duplicates.keep(index, stream)
         params = {"migration_id": self._row.migration_id, "index": index}
         await self._live_agent().request("add_stream", params, fd=stream.fileno())
 
     async def _relay_from_agent(self, link: Link, relay: trio.CancelScope) -> None:
+        told = False
         async for event in self._agent_events():
             if event is CONNECTION_LOST:
                 raise AgentConnectionLost("the connection to the shim agent was lost")
             await self._take(event)
             if event["event"] == "session":
                 await link.send(Session(param(event["params"], "payload", bytes)))
-            elif event["event"] == "resumed" and self._row.resumed is not None:
+            elif event["event"] == "resumed" and not told and self._row.resumed is not None:
+                told = True  # once: the agent answers the token of the stream and that of the link
                 await link.send(Resumed(self._row.resumed))
             if self.ended is not None:
                 relay.cancel()

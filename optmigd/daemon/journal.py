@@ -178,9 +178,17 @@ class Journal:
         rows = await self._read("SELECT * FROM instances ORDER BY enclave, number", ())
         return [InstanceRow(*_with_map(row)) for row in rows]
 
-    async def save_migration(self, row: MigrationRow) -> None:
-        """Insert or replace one migration."""
-        await self._write(_put_migration(row))
+    async def save_migration(
+        self, row: MigrationRow, *, then: Callable[[], None] | None = None
+    ) -> None:
+        """Insert or replace one migration.
+
+        Args:
+            row: all of it.
+            then: called by the thread that wrote as soon as the row is on disk, which is earlier
+                than this returns; raises nothing.
+        """
+        await self._write(_put_migration(row), then=then)
 
     async def migration(self, migration_id: bytes) -> MigrationRow | None:
         """Return one migration, None if this host knows nothing of it."""
@@ -211,11 +219,13 @@ class Journal:
         )
         return [_migration(row) for row in rows]
 
-    async def _write(self, *statements: Statement) -> None:
+    async def _write(self, *statements: Statement, then: Callable[[], None] | None = None) -> None:
         def write() -> None:
             with self._connection:
                 for statement, values in statements:
                     self._connection.execute(statement, values)
+            if then is not None:
+                then()
 
         try:
             await self._run(write)

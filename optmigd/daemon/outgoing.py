@@ -433,8 +433,8 @@ class OutgoingMigration:
         self._uncertain_at = self._when_uncertain()
         self._released.set()
         # The program stands still: what can wait until the token is on its way does.
-        journal = self._host.journal
-        await journal.insist(lambda: journal.save_migration(self._row))
+        journal, send = self._host.journal, self._attempt.send_token_to_shim
+        await journal.insist(lambda: journal.save_migration(self._row, then=send))
         with self._delivery_scope:
             async with open_flat_nursery() as nursery:
                 if self._instance.agent is not None:

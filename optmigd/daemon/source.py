@@ -6,6 +6,7 @@ released it. Nothing in between is ever reported as an outcome.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -24,6 +25,7 @@ from optmigd.daemon.streams import StreamDuplicates, dial_stream
 from optmigd.protocol.blockers import Blocker, blockers_from_fields
 from optmigd.protocol.errors import (
     AlreadyReleased,
+    ChannelClosed,
     EnclaveError,
     MigrationBlocked,
     MigrationFailed,
@@ -192,6 +194,15 @@ class Attempt:
                 except OptmigError as failure:
                     self._log.info("abort_not_sent", error=failure.message)
 
+    def send_token_to_shim(self) -> None:
+        """Send the token, which is journaled, to the shim there past its daemon, if that goes.
+
+        The link carries it as well, so it is no loss if it does not.
+        """
+        if self.token is not None:
+            with suppress(ChannelClosed):
+                self.duplicates.send_frame(self.token)
+
     async def listen(self) -> None:
         """Note what the agent says, until it has ended."""
         async for event in self._agent_events():
@@ -291,7 +302,7 @@ class Attempt:
             sock = await dial_stream(
                 self._peer, ticket, settings.limits, settings.migration.congestion_control
             )
-            self.duplicates.keep(sock)
+            self.duplicates.keep(index, sock)
             params = {"migration_id": self.migration_id, "index": index}
             await agent.request("add_stream", params, fd=sock.fileno())
 

@@ -1,9 +1,10 @@
 """Data streams: dialled with a ticket here, pumped by the shim agents.
 
-The daemon connects a stream, hands it to the shim agent and keeps a duplicate for one purpose: to
+The daemon connects a stream, hands it to the shim agent and keeps a duplicate for two purposes: to
 `shutdown` it when the migration fails or is cancelled, which ends both ends' blocking calls at
-once. The kernel's own sizing of socket buffers is left on: setting SO_SNDBUF would cap them at
-net.core.wmem_max, below what autotuning reaches.
+once, and to send the journaled token on the first, past the other host's daemon. The kernel's own
+sizing of socket buffers is left on: setting SO_SNDBUF would cap them at net.core.wmem_max, below
+what autotuning reaches.
 """
 
 import ipaddress
@@ -14,8 +15,9 @@ from contextlib import suppress
 import trio
 
 from optmigd.config import LimitSettings, Peer
-from optmigd.protocol.errors import ConfigError, HostUnreachable, MigrationFailed
+from optmigd.protocol.errors import ChannelClosed, ConfigError, HostUnreachable, MigrationFailed
 from optmigd.protocol.link import DATA_PREAMBLE, TICKET_OK
+from optmigd.protocol.wire import frame
 
 # Source: include/uapi/asm-generic/socket.h; Python 3.11 does not name it.
 _SO_MAX_PACING_RATE = 47
@@ -141,18 +143,36 @@ class StreamDuplicates:
         """
         self._count = count
         self._pace = _UNPACED
-        self._sockets: list[socket.socket] = []
+        self._sockets: dict[int, socket.socket] = {}
 
-    def keep(self, sock: socket.socket) -> None:
-        """Own a socket from now on."""
-        self._sockets.append(sock)
+    def keep(self, index: int, sock: socket.socket) -> None:
+        """Own the socket of that stream from now on."""
+        self._sockets[index] = sock
         self._set_pace(sock)
+
+    def send_frame(self, payload: bytes) -> None:
+        """Send a frame on the first stream, on which the agent here says nothing any more.
+
+        It blocks for nothing, so any thread may call it, as long as nobody closes the streams.
+
+        Raises:
+            ChannelClosed: there is no such stream, it has broken, or it does not take all at once.
+        """
+        framed = frame(payload)
+        try:
+            sent = self._sockets[0].send(framed, socket.MSG_DONTWAIT)
+        except KeyError:
+            raise ChannelClosed("the data streams are gone") from None
+        except OSError as error:
+            raise ChannelClosed(f"a data stream broke: {error}") from error
+        if sent < len(framed):
+            raise ChannelClosed("a data stream takes no more")
 
     def pace(self, rate: int) -> None:
         """Let the kernel send at most so many bytes per second over all of them; 0: no limit."""
         # 0 is no limit, so a small limit must not be divided down to it.
         self._pace = -(-rate // self._count) or _UNPACED
-        for sock in self._sockets:
+        for sock in self._sockets.values():
             self._set_pace(sock)
 
     def _set_pace(self, sock: socket.socket) -> None:
@@ -161,14 +181,14 @@ class StreamDuplicates:
 
     def cut(self) -> None:
         """End every stream for both hosts at once, and let go of it."""
-        for sock in self._sockets:
+        for sock in self._sockets.values():
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         self.close()
 
     def close(self) -> None:
         """Let go of every stream; the shim agents' own descriptors stay as they are."""
-        for sock in self._sockets:
+        for sock in self._sockets.values():
             sock.close()
         self._sockets.clear()
 

@@ -116,12 +116,12 @@ class HostileMove(Move):
                 await self.destination.request("add_stream", theirs.fileno(), index=there, **common)
             ends = trio.SocketStream(ours), trio.SocketStream(far)
             self._near.append(ends[0])
+            self._far.append(ends[1])
             nursery.start_soon(self._carry, index, *ends)
             nursery.start_soon(self._carry_back, *ends)
 
     async def _carry(self, index: int, near: trio.SocketStream, far: trio.SocketStream) -> None:
         log = self.recorded.records.setdefault(index, [])
-        self._far.append(far)
         try:
             while True:
                 start = await _exactly(near, LENGTH_BYTES)
@@ -161,6 +161,12 @@ class HostileMove(Move):
         """Put a message into the first stream's way back."""
         with socket.socket(fileno=os.dup(self._near[0].socket.fileno())) as way_back:
             way_back.send(frame(payload))
+
+    async def say_to_destination(self, content: bytes, *, then_cut: bool = False) -> None:
+        """Put bytes into the first stream, where the token comes behind the manifest."""
+        await self._far[0].send_all(content)
+        if then_cut:
+            self._far[0].socket.close()
 
     async def spoil_streams(self) -> None:
         """Say something on every data stream that nobody sealed, and cut them all."""

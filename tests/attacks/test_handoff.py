@@ -1,11 +1,15 @@
 """One instance and never two: tokens, confirmations, and a source that let go."""
 
+from collections.abc import Callable
+
 import pytest
 import trio
 
 from optmigd.protocol.errors import AlreadyReleased, EnclaveError
-from tests.attacks.hostile import Victim, flipped
+from optmigd.protocol.wire import frame
+from tests.attacks.hostile import Recording, Victim, flipped
 from tests.support.agents import Message
+from tests.support.daemons import eventually
 
 
 async def _state(agent: object) -> str:
@@ -97,6 +101,67 @@ async def test_tokens_confirmations_and_a_source_that_let_go(victim: Victim) -> 
             )
             assert (await source.wait_event("ended"))["outcome"] == "completed"
             nursery.cancel_scope.cancel()
+    victim.moved_to(destination)
+    await victim.move_honestly()
+
+
+WRONG_ON_STREAM: dict[str, Callable[[bytes, Recording], bytes]] = {
+    "changed": lambda token, _: frame(flipped(token, len(token) // 2)),
+    "of an earlier move": lambda _, old: frame(old.token),
+    "a confirmation": lambda _, old: frame(old.resumed),
+    "empty": lambda _token, _old: frame(b""),
+    "too long": lambda token, _: (1 << 31).to_bytes(4, "big") + token,
+    "a record": lambda _, old: old.records[0][0],
+    "cut": lambda token, _: frame(token)[:-1],
+}
+
+
+@pytest.mark.parametrize("what", WRONG_ON_STREAM)
+async def test_a_wrong_token_on_a_stream_starts_nothing_and_ends_nothing(
+    victim: Victim, what: str
+) -> None:
+    """The source has let go: the true token, which the daemons carry as well, must find it."""
+    async with victim.hosts() as (source, destination):
+        move = victim.hostile(source, destination, deliver_token=False)
+        async with trio.open_nursery() as nursery:
+            await move.begin(nursery)
+            await move.connect_streams(nursery)
+            token = (await source.wait_event("release"))["payload"]
+            wrong = WRONG_ON_STREAM[what](token, victim.recording)
+            await move.say_to_destination(wrong, then_cut=what == "cut")
+            log = destination.directory / "agent.log"
+            await eventually(lambda: "no_token_on_stream" in log.read_text(), "it was refused")
+            assert await _state(destination) == "waiting"
+            assert not [item for item in destination.events if item["event"] == "resumed"]
+            await move.give_token(token)
+            await destination.wait_event("resumed")
+            assert (await source.wait_event("ended"))["outcome"] == "completed"
+            nursery.cancel_scope.cancel()
+        assert await _state(destination) == "running"
+    victim.moved_to(destination)
+
+
+async def test_a_token_on_a_stream_starts_it_once(victim: Victim) -> None:
+    """No daemon there has seen it; afterwards the daemons deliver it as well."""
+    async with victim.hosts() as (source, destination):
+        move = victim.hostile(source, destination, deliver_token=False, deliver_resumed=False)
+        async with trio.open_nursery() as nursery:
+            await move.begin(nursery)
+            await move.connect_streams(nursery)
+            token = (await source.wait_event("release"))["payload"]
+            await move.say_to_destination(2 * frame(token))
+            resumed = (await destination.wait_event("resumed"))["payload"]
+            assert await _state(destination) == "running"
+            for count in (2, 3):
+                await move.give_token(token)
+                assert (await destination.wait_event("resumed", count))["payload"] == resumed
+            await source.notify(
+                "resumed_delivered", migration_id=move.migration_id, payload=resumed
+            )
+            assert (await source.wait_event("ended"))["outcome"] == "completed"
+            nursery.cancel_scope.cancel()
+        log = (destination.directory / "agent.log").read_text()
+        assert "no_token_on_stream" not in log
     victim.moved_to(destination)
     await victim.move_honestly()
 

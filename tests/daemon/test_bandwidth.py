@@ -55,10 +55,10 @@ def _pace(sock: socket.socket) -> int:
 def test_a_rate_is_divided_among_the_streams_of_a_migration_and_lifted_again() -> None:
     with socket.socket() as first, socket.socket() as second, first.dup() as agents:
         duplicates = StreamDuplicates(2)
-        duplicates.keep(first)
+        duplicates.keep(0, first)
         assert _pace(first) == 2**64 - 1
         duplicates.pace(5)
-        duplicates.keep(second)
+        duplicates.keep(1, second)
         # On the agent's descriptor too: it is one socket.
         assert [_pace(sock) for sock in (first, second, agents)] == [3, 3, 3]
         duplicates.pace(0)

@@ -75,9 +75,10 @@ async def test_a_migration_is_not_begun(disks: Disks, where: str) -> None:
         await assert_only_on_b(pair)
 
 
-async def test_a_token_waits_until_it_is_journaled(disks: Disks) -> None:
+@pytest.mark.parametrize("listens_on", ["link", "stream"])
+async def test_a_token_waits_until_it_is_journaled(disks: Disks, listens_on: str) -> None:
     async with two_sites() as pair:
-        go = await start_and_stop_before_release(pair)
+        go = await start_and_stop_before_release(pair, listens_on=listens_on)
         disks.fill(pair.a)
         go.touch()
         await eventually(lambda: disks.refused >= 3, "the daemon tries again and again")

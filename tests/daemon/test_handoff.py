@@ -243,6 +243,28 @@ async def test_a_confirmation_that_never_comes_is_uncertain() -> None:
         await assert_only_on_b(pair)
 
 
+async def test_a_token_comes_past_the_daemon_there() -> None:
+    """A shim that takes it from the data stream alone has it, and its daemon tells of it once."""
+    async with two_sites() as pair:
+        await pair.launch(script=json.dumps({"destination": {"listens_on": "stream"}}))
+        result = await pair.a.client.migrate("e1", "b", streams=2)
+        assert result["state"] == "completed"
+        await assert_only_on_b(pair)
+
+
+async def test_a_shim_that_has_the_token_is_not_destroyed_by_a_daemon_that_never_saw_it() -> None:
+    """The link froze before its token; the one of the stream has come. Then all breaks."""
+    async with two_sites() as pair:
+        say = pair.directory / "say"
+        go = await start_and_stop_before_release(pair, listens_on="stream", resumed_when=str(say))
+        pair.wire.freeze(to_target=True, from_target=True, streams_too=False)
+        go.touch()
+        await eventually(lambda: runs(pair.b) != [], "the program runs on b")
+        pair.wire.cut()
+        say.touch()
+        await assert_only_on_b(pair)
+
+
 async def test_an_unanswered_token_is_delivered_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optmigd.daemon.delivery.RESUMED_TIMEOUT_S", 0.5)
     async with two_sites() as pair:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 import sqlite3
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from optmigd.protocol.errors import (
     RemoteProtocolError,
 )
 from optmigd.protocol.link import DATA_PREAMBLE
+from optmigd.protocol.wire import frame
 
 ELF = (b"\x7fELF\x02\x01\x01".ljust(16, b"\x00") + b"\x02\x00\x3e\x00").ljust(64, b"\x00")
 
@@ -299,10 +301,35 @@ def test_cutting_ends_both_ends_of_a_stream() -> None:
     ours, theirs = socket.socketpair()
     with ours.dup() as agents, theirs:
         duplicates = StreamDuplicates()
-        duplicates.keep(ours)
+        duplicates.keep(0, ours)
         duplicates.cut()
         assert theirs.recv(1) == b""
         assert agents.recv(1) == b""
+
+
+def test_a_frame_goes_on_the_first_stream_whole_or_not_at_all() -> None:
+    duplicates = StreamDuplicates(2)
+    first, first_end = socket.socketpair()
+    second, second_end = socket.socketpair()
+    with first_end, second_end:
+        duplicates.keep(1, second)
+        duplicates.keep(0, first)
+        duplicates.send_frame(b"token")
+        assert first_end.recv(100) == frame(b"token")
+        second_end.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            second_end.recv(1)
+        with suppress(BlockingIOError):
+            while True:  # the peer takes nothing any more
+                first.send(bytes(1 << 16), socket.MSG_DONTWAIT)
+        with pytest.raises(ChannelClosed):
+            duplicates.send_frame(b"token")
+        first_end.close()
+        with pytest.raises(ChannelClosed, match="broke"):
+            duplicates.send_frame(b"token")
+        duplicates.close()
+        with pytest.raises(ChannelClosed, match="gone"):
+            duplicates.send_frame(b"token")
 
 
 async def test_a_flat_nursery_raises_the_error_itself() -> None:

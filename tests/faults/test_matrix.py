@@ -24,6 +24,8 @@ CRITICAL = (
     ("alpha", "agent", "has noted Released"),
     ("alpha", "agent", "before TOKEN_MADE"),
     ("alpha", "daemon", "writes migration active with token"),
+    ("alpha", "daemon", "sends the token on a stream"),
+    ("alpha", "daemon", "has sent the token on a stream"),
     ("alpha", "daemon", "has written migration active with token"),
     ("beta", "agent", "before TOKEN_ACCEPTED"),
     ("beta", "agent", "after RUNNING"),

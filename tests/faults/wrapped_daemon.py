@@ -5,11 +5,12 @@ While the file named by OPTMIGD_TEST_DISK_FULL exists, the journal's disk is ful
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from optmigd.cli import serve
-from optmigd.daemon import agents, journal, link, service
+from optmigd.daemon import agents, journal, link, service, streams
 from optmigd.protocol import link as messages
 from tests.faults.gate import reach
 from tests.support.full_disk import fills_up
@@ -89,13 +90,29 @@ def wrap_journal() -> None:
     """Gates before and after every write transaction; the disk fills up on demand."""
     write = fills_up(_disk_is_full)
 
-    async def gated_write(self: journal.Journal, *statements: journal.Statement) -> None:
+    async def gated_write(
+        self: journal.Journal,
+        *statements: journal.Statement,
+        then: Callable[[], None] | None = None,
+    ) -> None:
         name = ", ".join(_describe(statement) for statement in statements)
         _here(f"writes {name}")
-        await write(self, *statements)
+        await write(self, *statements, then=then)
         _here(f"has written {name}")
 
     journal.Journal._write = gated_write  # type: ignore[method-assign]
+
+
+def wrap_streams() -> None:
+    """Gates around the token's way past the other daemon; the thread that journals passes them."""
+    send = streams.StreamDuplicates.send_frame
+
+    def gated_send(self: streams.StreamDuplicates, payload: bytes) -> None:
+        _here("sends the token on a stream")
+        send(self, payload)
+        _here("has sent the token on a stream")
+
+    streams.StreamDuplicates.send_frame = gated_send  # type: ignore[method-assign]
 
 
 def _disk_is_full(_journal: Path) -> bool:
@@ -118,6 +135,7 @@ def main() -> None:
     wrap_link()
     wrap_agents()
     wrap_journal()
+    wrap_streams()
     command = (sys.executable, "-P", "-m", "tests.faults.wrapped_agent")
     setattr(service, "AGENT_COMMAND", command)  # noqa: B010
     serve.main()

@@ -10,6 +10,7 @@ from time import monotonic
 
 from optmigd.protocol.states import Phase
 from tests.model import destination_side, source_side
+from tests.model.destination_side import TAKES_FROM_STREAM
 from tests.model.faults import Budget, Faults
 from tests.model.rules import Rules
 from tests.model.shims import (
@@ -30,10 +31,13 @@ from tests.model.world import (
     RESUMED_FRAME,
     TOKEN,
     TOKEN_AGAIN,
+    TOKEN_ON_STREAM,
     World,
 )
 
 NOT_HAPPENED = frozenset({FAILED, CANCELLED})
+_NOT_NEEDED = frozenset({OFFERS_AGAIN, TAKES_FROM_STREAM})
+"""Steps that may happen, and that no way to a good end may rest on."""
 _SESSION = (
     "source shim hears",
     "destination shim hears",
@@ -108,7 +112,7 @@ class Explorer:
                 found = self._add(after, self._depths[number] + 1, number, label)
                 if wrong := wrong_step(world, after):
                     return self._verdict(begun_s, wrong, found)
-                if label != OFFERS_AGAIN and (world.link_up or not label.startswith(_SESSION)):
+                if label not in _NOT_NEEDED and (world.link_up or not label.startswith(_SESSION)):
                     self._calm[number].append(found)
             for label, after in self._faults.moves(world):
                 found = self._add(after, self._depths[number] + 1, number, label)
@@ -197,7 +201,7 @@ def wrong_at_once(world: World) -> str:
         return "the source runs after the release"
     if world.d_starts and not source_released(world):
         return "the destination was started before the release"
-    if world.wire & (TOKEN | TOKEN_AGAIN) and not world.s_row_token:
+    if world.wire & (TOKEN | TOKEN_AGAIN | TOKEN_ON_STREAM) and not world.s_row_token:
         return "the token is on the wire before it is in the journal"
     told = world.wire & (RESUMED | RESUMED_AGAIN) or world.d_row_resumed
     if (told or RESUMED_FRAME in world.d_frames) and not world.d_confirmed:

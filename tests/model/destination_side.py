@@ -42,6 +42,7 @@ from tests.model.world import (
     SWITCHOVER,
     TOKEN,
     TOKEN_AGAIN,
+    TOKEN_ON_STREAM,
     WAIT,
     Entry,
     World,
@@ -51,6 +52,7 @@ from tests.model.world import (
 _INNER = ((Phase.PLACING, Event.PREPARED), (Phase.STARTING, Event.RUNNING))
 _RELAYED = ((PROPOSAL, Event.OFFERED), (SOURCE_REFUSAL, Event.PEER_REFUSED))
 _ON_STREAM = ((MANIFEST, Event.MANIFEST_EQUAL),)
+TAKES_FROM_STREAM = "destination shim takes the token from a stream"
 
 
 def shim_moves(world: World, rules: Rules, shims: Shims) -> Moves:
@@ -72,6 +74,10 @@ def shim_moves(world: World, rules: Rules, shims: Shims) -> Moves:
         after = shims.destination(world, Event.FAULT)
         if after is not None:
             yield "destination shim finds its streams cut", after
+    if world.wire & TOKEN_ON_STREAM and world.d_phase in WAITING_OR_RUNNING:
+        after = shims.destination(world, Event.TOKEN_ACCEPTED)
+        if after is not None and after != world:
+            yield TAKES_FROM_STREAM, after
     if world.d_token and world.d_connected:
         taken = None
         if world.d_phase in WAITING_OR_RUNNING and rules.accepts(world.d_token):

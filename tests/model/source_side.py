@@ -47,6 +47,7 @@ from tests.model.world import (
     SETTLE,
     TOKEN,
     TOKEN_AGAIN,
+    TOKEN_ON_STREAM,
     WITHDRAW,
     World,
     source_entry,
@@ -131,8 +132,10 @@ def daemon_moves(world: World, rules: Rules, shims: Shims) -> Moves:
         sent = TOKEN if world.s_link and not rules.token_journaled_first else 0
         if sent and not world.wire & TOKEN:
             yield "source daemon sends the token", world._replace(wire=world.wire | sent)
-        noted = world._replace(s_daemon=DELIVER, s_row_token=True)
-        yield "source daemon journals the token", noted
+        # Sent at once. It may never arrive, like all that is sent: as after a crash in between.
+        wire = world.wire | TOKEN_ON_STREAM
+        noted = world._replace(s_daemon=DELIVER, s_row_token=True, wire=wire)
+        yield "source daemon journals the token and sends it on a stream", noted
     elif doing in (DELIVER, REDELIVER, CONFIRM, NOTE_DEPARTURE, NOTE_MOVED, CLEAR):
         yield from _deliver(world, rules, shims, agent_gone)
     elif doing == DONE and _can_offer_again(world):

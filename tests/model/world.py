@@ -57,10 +57,12 @@ CONNECTION_LOST = "connection lost"
 
 # Messages between the hosts. A message that was sent may arrive at any time, any number of times,
 # or never, as long as its receiver still listens to the conversation it belongs to. No daemon sees
-# MANIFEST and READY: they go from shim to shim.
+# MANIFEST and READY: they go from shim to shim. The source's daemon sends the token twice: to the
+# other daemon, and on a data stream to the shim there.
 PROPOSAL, ANSWER, MANIFEST, READY, SOURCE_REFUSAL, DESTINATION_REFUSAL = (1 << n for n in range(6))
 ABORT_TO_DESTINATION, ABORT_TO_SOURCE, TOKEN, RESUMED = (1 << n for n in range(6, 10))
 TOKEN_AGAIN, RESUMED_AGAIN, SAID_NO_TOKEN, OFFER_AGAIN = (1 << n for n in range(10, 14))
+TOKEN_ON_STREAM = 1 << 14
 
 RIGHT_TOKEN = "token"  # noqa: S105
 OLD_TOKEN = "token of an earlier migration"  # noqa: S105

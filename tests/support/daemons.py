@@ -20,6 +20,7 @@ import trio
 from optmigd.client import Client
 from optmigd.config import HostIdentity, Settings, format_address, load_settings
 from optmigd.daemon import Daemon, serve
+from optmigd.protocol.link import DATA_PREAMBLE
 
 FAKE_AGENT = (sys.executable, str(Path(__file__).with_name("fake_agent.py")))
 
@@ -34,6 +35,8 @@ class Wire:
         self.first_bytes: list[bytes] = []
         """What each connection began with."""
         self._frozen: set[bool] = set()
+        self._streams_pass = False
+        self._data_streams: list[trio.SocketStream] = []
         self._thawed = trio.Event()
         self._open: list[trio.SocketStream] = []
         self._begun: list[trio.SocketStream] = []
@@ -45,8 +48,14 @@ class Wire:
         task_status.started()
         await trio.serve_listeners(self._carry, listeners)
 
-    def freeze(self, *, to_target: bool, from_target: bool) -> None:
-        """Deliver nothing more in these directions, without a sign to either end."""
+    def freeze(self, *, to_target: bool, from_target: bool, streams_too: bool = True) -> None:
+        """Deliver nothing more in these directions, without a sign to either end.
+
+        Args:
+            to_target, from_target: the directions.
+            streams_too: whether that befalls data streams as well as links.
+        """
+        self._streams_pass = not streams_too
         self._frozen = {to for to, frozen in ((True, to_target), (False, from_target)) if frozen}
         self._thawed = trio.Event()
 
@@ -89,7 +98,10 @@ class Wire:
                 if to_target and sink not in self._begun:
                     self._begun.append(sink)
                     self.first_bytes.append(content[:64])
-                if to_target in self._frozen:
+                if content.startswith(DATA_PREAMBLE) and to_target:
+                    self._data_streams += [source, sink]
+                passes = self._streams_pass and source in self._data_streams
+                if to_target in self._frozen and not passes:
                     await self._thawed.wait()
                 await sink.send_all(content)
             await sink.send_eof()

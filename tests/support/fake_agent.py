@@ -12,14 +12,14 @@ The policy of the enclave, which the daemons hand on unread, is a script in JSON
 `hold_at`: stop in that state until cancelled; the file `held` in INSTANCE_DIR says that it does.
 `hold_until`: a file; wait in `hold_at` until it is there. `fail_at`: end as failed in that state,
 with `code`. `die_at`: end the agent. `refuse`: blockers of the destination. `ignore_tokens`: how
-many tokens the destination leaves unanswered. `resumed_when`: a file; the destination runs, and
-does not say so until it is there. `release_first`: let a cancel lose the race against
-the release: ends the hold, and answers when it has released. `converge`: the source asks for its
+many tokens the destination leaves unanswered. `listens_on`: "stream": the destination takes the
+token from the first data stream, and not from its daemon. `resumed_when`: a file; the destination
+runs, and does not say so until it is there. `release_first`: let a cancel lose the race against the
+release: ends the hold, and answers when it has released. `converge`: the source asks for its
 switchover turn and waits for it; the file that it names gets a line when it has it, and one when it
-has moved. At the top, `status_blockers` are the
-source's own, and `launch_error` refuses to launch. The file `exited` in INSTANCE_DIR says that the
-program has ended, `withdrawn` that it was cancelled, `kept` that a cancel came after the token,
-`gives_way` whether its bulk work is to wait.
+has moved. At the top, `status_blockers` are the source's own, and `launch_error` refuses to launch.
+The file `exited` in INSTANCE_DIR says that the program has ended, `withdrawn` that it was
+cancelled, `kept` that a cancel came after the token, `gives_way` whether its bulk work is to wait.
 """
 
 # It polls, and touches files where it likes: it is a scripted program, not a daemon.
@@ -426,7 +426,7 @@ class Agent:
         self.arena["generation"] += 1
         expected = b"token" + struct.pack(">I", self.arena["generation"]) + digest
         for _ in range(mine.get("ignore_tokens", 0) + 1):
-            if await self._hear("token_delivered") != expected:
+            if await self._token(mine) != expected:
                 raise Refused("failed")
         self.confirmation = b"resumed " + expected
         self._run_program()
@@ -437,6 +437,11 @@ class Agent:
         await self._tell("resumed", {"payload": self.confirmation})
         self.nursery.start_soon(self._confirm_again, expected, self.migration_id, self.to_hear)
         return {"receipt": {"body": b"body of the destination", "evidence": b"evidence"}}
+
+    async def _token(self, mine: Params) -> bytes:
+        if mine.get("listens_on") == "stream":
+            return await _read_part(self.streams[0])
+        return await self._hear("token_delivered")
 
     async def _confirm_again(
         self,

@@ -24,14 +24,16 @@ def fills_up(is_full: Callable[[Path], bool]) -> Write:
     """
     write = Journal._write
 
-    async def write_if_room(self: Journal, *statements: Statement) -> None:
+    async def write_if_room(
+        self: Journal, *statements: Statement, then: Callable[[], None] | None = None
+    ) -> None:
         path = Path(await self._run(lambda: _path(self)))
         if not is_full(path):
-            await write(self, *statements)
+            await write(self, *statements, then=then)
             return
         await self._run(lambda: _limit_to_present_size(self))
         try:
-            await write(self, journal._put_migration(_BALLAST), *statements)
+            await write(self, journal._put_migration(_BALLAST), *statements, then=then)
         finally:
             await self._run(lambda: _limit(self, _MOST_PAGES))
 
