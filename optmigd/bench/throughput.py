@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -147,13 +148,14 @@ def measure(
     for piece in here.client.logs(enclave, follow=True):
         if b"filled" in piece:
             break
-    ways: list[tuple[Mode, int]] = [("precopy", count) for count in streams]
-    ways.insert(1, ("stop-and-copy", 1))  # beside the live move that it is compared with
+    turns: list[list[tuple[Mode, int]]] = [[("precopy", count)] for count in streams]
+    turns[0].append(("stop-and-copy", 1))  # always beside the live move that it is compared with
     copies: list[PlainCopy] = []
     moves: list[dict[str, Any]] = []
     for repeat in range(repeats):
         copies += plain_copies(size_mib << 20, repeats=1)
-        for mode, count in ways[repeat % len(ways) :] + ways[: repeat % len(ways)]:
+        first = repeat % len(turns)
+        for mode, count in chain(*turns[first:], *turns[:first]):
             moves.append(move((here, there), enclave, mode, count))
             here, there = there, here
     here.client.stop(enclave)
