@@ -1,8 +1,10 @@
 """How a migration that did not happen is named."""
 
 from optmigd.config import Peer
-from optmigd.daemon.answers import Params, mapping
-from optmigd.protocol.blockers import Blocker
+from optmigd.daemon.agents import AgentConnectionLost
+from optmigd.daemon.answers import Params, mapping, merged
+from optmigd.daemon.journal import InstanceRow
+from optmigd.protocol.blockers import Blocker, blockers_from_fields
 from optmigd.protocol.errors import (
     ChannelClosed,
     JournalFailed,
@@ -33,7 +35,52 @@ def reported_error(ended: Params) -> OptmigError | None:
     )
 
 
-def blocked(enclave: str, peer: Peer, blockers: list[Blocker]) -> MigrationBlocked:
+def why_not_moved(
+    row: InstanceRow,
+    peer: Peer,
+    ended: Params,
+    blockers: list[Blocker],
+    error: OptmigError | None,
+    *,
+    dry_run: bool,
+) -> OptmigError | None:
+    """Return why a migration that released nothing did not happen; None: nothing stands against it.
+
+    Args:
+        row: the enclave's.
+        peer: where it was to go.
+        ended: what its agent has said of the end; empty: nothing.
+        blockers: that the daemons know of.
+        error: that ended it, if one did.
+        dry_run: whether it was only to be checked.
+
+    Raises:
+        RemoteProtocolError: `ended` has another form than contract 1 says.
+    """
+    if error is None or (
+        # The agent after one that crashed knows more than that the connection broke.
+        isinstance(error, AgentConnectionLost) and ended.get("outcome") == "failed"
+    ):
+        error = reported_error(ended) or error
+    report = mapping(ended.get("report") or {}, "report")
+    blockers = merged(
+        blockers,
+        blockers_from_fields(report.get("blockers")),
+        error.blockers if isinstance(error, MigrationBlocked) else [],
+    )
+    if blockers and (error is None or isinstance(error, MigrationBlocked)):
+        error = _blocked(row.enclave, peer, blockers)
+    if row.state == "exited":
+        error = MigrationFailed(
+            f"the program of enclave {row.enclave!r} ended during the migration",
+            exit_status=row.exit_status,
+        )
+    if error is None and not dry_run:
+        error = MigrationFailed("the shim agent ended the migration without a reason")
+    return error and _as_failure(error)
+
+
+def _blocked(enclave: str, peer: Peer, blockers: list[Blocker]) -> MigrationBlocked:
     """Return the error that names every blocker."""
     names = ", ".join(f"{blocker.code} ({blocker.subject})" for blocker in blockers)
     return MigrationBlocked(
@@ -41,7 +88,7 @@ def blocked(enclave: str, peer: Peer, blockers: list[Blocker]) -> MigrationBlock
     )
 
 
-def as_failure(error: OptmigError) -> OptmigError:
+def _as_failure(error: OptmigError) -> OptmigError:
     """Name what only broke the transport or a disk a failed migration; keep what says more."""
     broke = ChannelClosed | JournalFailed | ProtocolError | RuntimeFailed
     if isinstance(error, broke) and not isinstance(error, VersionMismatch):

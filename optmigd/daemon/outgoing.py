@@ -17,19 +17,18 @@ import trio
 
 from optmigd.config import Peer
 from optmigd.daemon.admission import only_busy
-from optmigd.daemon.agents import AgentConnectionLost
-from optmigd.daemon.answers import Params, internal_error, mapping, merged
+from optmigd.daemon.answers import Params, internal_error, mapping
 from optmigd.daemon.delivery import deliver_until_confirmed
 from optmigd.daemon.departures import Place, WaitsFor
 from optmigd.daemon.host import Host, now_s
 from optmigd.daemon.journal import MigrationRow
 from optmigd.daemon.nurseries import first_of, open_flat_nursery
-from optmigd.daemon.outcomes import as_failure, blocked, reported_error
+from optmigd.daemon.outcomes import why_not_moved
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Instance
 from optmigd.daemon.source import Attempt, Hooks, MigrateOptions
 from optmigd.daemon.turn_taking import SwitchoverTurn
-from optmigd.protocol.blockers import Blocker, blockers_from_fields
+from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.errors import (
     AlreadyReleased,
     HandoffUncertain,
@@ -389,29 +388,14 @@ class OutgoingMigration:
         """Conclude a migration that released nothing."""
         ended = self._attempt.ended or {}
         self.record.report = mapping(ended.get("report") or {}, "report")
-        if error is None or (
-            # The agent after one that crashed knows more than that the connection broke.
-            isinstance(error, AgentConnectionLost) and ended.get("outcome") == "failed"
-        ):
-            error = reported_error(ended) or error
-        blockers = merged(
-            self._attempt.blockers,
-            blockers_from_fields(self.record.report.get("blockers")),
-            error.blockers if isinstance(error, MigrationBlocked) else [],
+        known = self._attempt.blockers
+        error = why_not_moved(
+            self._instance.row, self._peer, ended, known, error, dry_run=self.record.dry_run
         )
-        if blockers and (error is None or isinstance(error, MigrationBlocked)):
-            error = blocked(self.record.enclave, self._peer, blockers)
-        if self._instance.row.state == "exited":
-            error = MigrationFailed(
-                f"the program of enclave {self.record.enclave!r} ended during the migration",
-                exit_status=self._instance.row.exit_status,
-            )
-        if error is None and not self.record.dry_run:
-            error = MigrationFailed("the shim agent ended the migration without a reason")
         if error is None:
             self.record.finish("completed")
         else:
-            await self._fail(as_failure(error))
+            await self._fail(error)
 
     async def _fail(self, error: OptmigError) -> None:
         state = "cancelled" if isinstance(error, MigrationCancelled) else "failed"
