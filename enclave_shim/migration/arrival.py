@@ -15,7 +15,7 @@ from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.enclave_shim.migration.common import Enclave, ReceiveOrders
 from optmigd.enclave_shim.migration.conversation import Conversation
 from optmigd.enclave_shim.migration.pump import Receiver, RoundMark, windows
-from optmigd.protocol.errors import ChannelClosed, OptmigError, RemoteProtocolError
+from optmigd.protocol.errors import ChannelClosed, RemoteProtocolError
 from optmigd.protocol.handoff import Event, Migration
 from optmigd.protocol.records import Counts, StreamOpener, overall_chain
 from optmigd.protocol.session import Answer, Manifest, RoundDone, SessionKeys
@@ -221,8 +221,7 @@ class Arrival:
                     return  # what is done to the stream now may harm nothing
                 receive = receiver.receive_round
             raise ChannelClosed("a data stream ended before the last round")
-        except (OSError, OptmigError) as error:
-            if isinstance(error, OSError | ChannelClosed):
-                # Most likely the source gave up: then its reason, sealed, is on its way.
-                await trio.sleep(REFUSAL_GRACE_S)
+        except ChannelClosed:
+            # Most likely the source gave up: then its reason, sealed, is on its way.
+            await trio.sleep(REFUSAL_GRACE_S)
             raise

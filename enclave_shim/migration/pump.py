@@ -28,7 +28,7 @@ from optmigd.enclave_shim.arena import (
 )
 from optmigd.enclave_shim.files import FileReceiver, Step
 from optmigd.enclave_shim.migration.bulk_gate import BulkGate
-from optmigd.enclave_shim.migration.handoff_frames import send_short_frame
+from optmigd.enclave_shim.migration.handoff_frames import broken_stream_told, send_short_frame
 from optmigd.protocol.errors import ChannelClosed
 from optmigd.protocol.record_format import MAX_RUNS
 from optmigd.protocol.records import (
@@ -133,7 +133,7 @@ class Sender:
             holes: pages known to read as zeros, over all streams.
 
         Raises:
-            OSError: the stream broke, or was shut down to stop this.
+            ChannelClosed: the stream broke, or was shut down to stop this.
 
         """
         if self._sealer.round_ended:
@@ -153,7 +153,8 @@ class Sender:
             What the round took on this stream.
 
         Raises:
-            OSError: as for `send_pages`.
+            ChannelClosed: as for `send_pages`.
+            OSError: a file could not be read.
 
         """
         sealer = self._sealer
@@ -165,7 +166,7 @@ class Sender:
 
     def send_manifest(self, payload: bytes) -> None:
         """Send the sealed manifest behind the last round; blocks, and raises, like that."""
-        self._sock.sendall(frame(payload))
+        self._send_all(frame(payload))
 
     def _share(self, runs: Runs) -> Runs:
         return share_of_stream(runs, self._sealer.stream, self._streams, self._record_pages)
@@ -205,7 +206,11 @@ class Sender:
 
     def _send(self, length: int) -> None:
         self._gate.wait()
-        self._sock.sendall(self._out[:length])
+        self._send_all(self._out[:length])
+
+    def _send_all(self, content: memoryview | bytes) -> None:
+        with broken_stream_told():
+            self._sock.sendall(content)
 
 
 @dataclass(frozen=True)
@@ -266,7 +271,7 @@ class Receiver:
 
         Raises:
             ProtocolError, ChannelError: what arrived is not the next record as it was sealed.
-            OSError: the stream broke, or was shut down to stop this.
+            ChannelClosed: the stream broke, or was shut down to stop this.
 
         """
         opener = self._opener
@@ -329,7 +334,8 @@ class Receiver:
         at = 0
         while at < len(buffer):
             rest = buffer[at:] if at else buffer
-            received = self._sock.recv_into(rest, 0, socket.MSG_WAITALL)
+            with broken_stream_told():
+                received = self._sock.recv_into(rest, 0, socket.MSG_WAITALL)
             if received == 0:
                 if may_end and at == 0:
                     return False

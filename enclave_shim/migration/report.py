@@ -39,6 +39,7 @@ from optmigd.protocol.convergence import (
 )
 from optmigd.protocol.errors import (
     AttestationFailed,
+    ChannelClosed,
     MigrationFailed,
     MigrationTimeout,
     OptmigError,
@@ -150,13 +151,17 @@ def root_cause(error: BaseException, log: Log) -> OptmigError | None:
         if not isinstance(leaf, OptmigError | OSError):
             log.error("migration_failed_unexpectedly", exc_info=leaf)
             return MigrationFailed(f"a bug in the shim agent: {type(leaf).__name__}: {leaf}")
-    for kind in (PeerRefused, OptmigError):
-        for leaf in leaves:
-            if isinstance(leaf, kind):
-                return leaf
-    if leaves:
-        return MigrationFailed(f"a data stream or file failed: {leaves[0]}")
-    return None
+    cause = min(leaves, key=_weight, default=None)
+    if cause is None or isinstance(cause, OptmigError):
+        return cause
+    return MigrationFailed(f"a file failed: {cause}")
+
+
+def _weight(leaf: BaseException) -> int:
+    """The less the more it says."""
+    if isinstance(leaf, PeerRefused):
+        return 0
+    return 2 if isinstance(leaf, ChannelClosed) else 1
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

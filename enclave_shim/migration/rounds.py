@@ -171,7 +171,8 @@ class Rounds:
                 and what it returns is sent behind it.
 
         Raises:
-            OSError: a stream broke, or was closed to stop this.
+            ChannelClosed: a stream broke, or was closed to stop this.
+            OSError: a file could not be read.
 
         Cancellation waits for the streams' threads: close the streams to end them.
         """
