@@ -140,9 +140,25 @@ DEFENCES = (
     Defence(
         "the token is on disk before it is on the wire",
         "optmigd/daemon/outgoing.py",
-        "        await journal.insist(lambda: journal.save_migration(self._row))\n",
+        "        await journal.insist(lambda: journal.save_migration(self._row, then=send))\n",
         '        self._fill_row("active")\n',
         "tests/daemon/test_handoff.py::test_link_cut_after_the_release",
+    ),
+    Defence(
+        "the token is on disk before it is on a data stream",
+        "optmigd/daemon/outgoing.py",
+        "        await journal.insist(lambda: journal.save_migration(self._row, then=send))\n",
+        "        send()\n        await journal.insist(lambda: journal.save_migration(self._row))\n",
+        "tests/daemon/test_full_disk.py::test_a_token_waits_until_it_is_journaled[stream]",
+    ),
+    Defence(
+        "what stands on a data stream in the token's place ends no instance that waits for it",
+        "enclave_shim/migration/destination.py",
+        '        except OptmigError as error:\n            self._log.info("no_token_on_stream"',
+        "        except ZeroDivisionError as error:\n"
+        '            self._log.info("no_token_on_stream"',
+        "tests/attacks/test_handoff.py::"
+        "test_a_wrong_token_on_a_stream_starts_nothing_and_ends_nothing[changed]",
     ),
     Defence(
         "what is journaled is on the disk",
