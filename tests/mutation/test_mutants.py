@@ -20,7 +20,8 @@ def test_a_defence_stands_where_the_list_says(defence: Defence) -> None:
     text = (ROOT / defence.file).read_text("utf-8")
     assert text.count(defence.search) == 1
     assert defence.replace != defence.search
-    file, _, function = defence.test.partition("::")
+    file, _, test = defence.test.partition("::")
+    function, _, _ = test.partition("[")
     assert re.search(
         rf"^(async )?def {re.escape(function)}\(", (ROOT / file).read_text("utf-8"), re.MULTILINE
     )
