@@ -1,4 +1,4 @@
-"""Frames on the first data stream: what the shims say to each other around the hand-off.
+"""Frames on the first data stream: what is said there around the hand-off.
 
 Behind the last record of the last round the source sends the manifest, the destination answers
 READY the other way, and the source's daemon sends the token when it has journaled it. Every process
@@ -31,7 +31,7 @@ def broken_stream_told() -> Iterator[None]:
 
 
 def send_short_frame(sock: socket.socket, payload: bytes) -> None:
-    """Send a frame of which the socket's buffer holds the whole: nothing was sent that way before.
+    """Send a frame of which the socket's buffer holds the whole: nothing waits to go that way.
 
     Raises:
         ChannelClosed: the stream has broken, or does not take it at once.
@@ -41,7 +41,7 @@ def send_short_frame(sock: socket.socket, payload: bytes) -> None:
     with suppress(BlockingIOError), broken_stream_told():
         sent = sock.send(framed, socket.MSG_DONTWAIT)
     if sent < len(framed):
-        raise ChannelClosed("a data stream takes nothing on its way back")
+        raise ChannelClosed("a data stream takes no more")
 
 
 async def receive_frame(sock: socket.socket) -> bytes:

@@ -15,9 +15,9 @@ from contextlib import suppress
 import trio
 
 from optmigd.config import LimitSettings, Peer
+from optmigd.enclave_shim.migration.handoff_frames import send_short_frame
 from optmigd.protocol.errors import ChannelClosed, ConfigError, HostUnreachable, MigrationFailed
 from optmigd.protocol.link import DATA_PREAMBLE, TICKET_OK
-from optmigd.protocol.wire import frame
 
 # Source: include/uapi/asm-generic/socket.h; Python 3.11 does not name it.
 _SO_MAX_PACING_RATE = 47
@@ -158,15 +158,9 @@ class StreamDuplicates:
         Raises:
             ChannelClosed: there is no such stream, it has broken, or it does not take all at once.
         """
-        framed = frame(payload)
-        try:
-            sent = self._sockets[0].send(framed, socket.MSG_DONTWAIT)
-        except KeyError:
-            raise ChannelClosed("the data streams are gone") from None
-        except OSError as error:
-            raise ChannelClosed(f"a data stream broke: {error}") from error
-        if sent < len(framed):
-            raise ChannelClosed("a data stream takes no more")
+        if 0 not in self._sockets:
+            raise ChannelClosed("the data streams are gone")
+        send_short_frame(self._sockets[0], payload)
 
     def pace(self, rate: int) -> None:
         """Let the kernel send at most so many bytes per second over all of them; 0: no limit."""
