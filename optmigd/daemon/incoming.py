@@ -13,7 +13,6 @@ import structlog
 import trio
 
 from optmigd.config import Peer
-from optmigd.daemon.answers import mapping
 from optmigd.daemon.asking import ask
 from optmigd.daemon.destination import Arrival
 from optmigd.daemon.host import Host, now_s
@@ -21,6 +20,7 @@ from optmigd.daemon.journal import MigrationRow
 from optmigd.daemon.last_word import close_with_last_word
 from optmigd.daemon.link import Link
 from optmigd.daemon.nurseries import first_of, open_flat_nursery
+from optmigd.daemon.outcomes import report_of
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Instance
 from optmigd.protocol.errors import (
@@ -346,8 +346,7 @@ class IncomingMigration:
         if self._arrival.ended is None:
             with trio.move_on_after(REPORT_TIMEOUT_S):
                 await self._arrival.listen(lambda: self._arrival.ended is not None)
-        ended = self._arrival.ended or {}
-        self.record.report = mapping(ended.get("report") or {}, "report")
+        self.record.report = report_of(self._arrival.ended)
         self.record.finish("completed")
         await self._save("completed")
         self._log.info("migration_completed")

@@ -35,6 +35,15 @@ def reported_error(ended: Params) -> OptmigError | None:
     )
 
 
+def report_of(ended: Params | None) -> Params:
+    """Return the report that an agent's `ended` carries; empty: none, or it has said nothing.
+
+    Raises:
+        RemoteProtocolError: it has another form than contract 1 says.
+    """
+    return mapping((ended or {}).get("report") or {}, "report")
+
+
 def why_not_moved(
     row: InstanceRow,
     peer: Peer,
@@ -62,10 +71,9 @@ def why_not_moved(
         isinstance(error, AgentConnectionLost) and ended.get("outcome") == "failed"
     ):
         error = reported_error(ended) or error
-    report = mapping(ended.get("report") or {}, "report")
     blockers = merged(
         blockers,
-        blockers_from_fields(report.get("blockers")),
+        blockers_from_fields(report_of(ended).get("blockers")),
         error.blockers if isinstance(error, MigrationBlocked) else [],
     )
     if blockers and (error is None or isinstance(error, MigrationBlocked)):

@@ -23,7 +23,7 @@ from optmigd.daemon.departures import Place, WaitsFor
 from optmigd.daemon.host import Host, now_s
 from optmigd.daemon.journal import MigrationRow
 from optmigd.daemon.nurseries import first_of, open_flat_nursery
-from optmigd.daemon.outcomes import why_not_moved
+from optmigd.daemon.outcomes import report_of, why_not_moved
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Instance
 from optmigd.daemon.source import Attempt, Hooks, MigrateOptions
@@ -387,7 +387,7 @@ class OutgoingMigration:
     async def _settle(self, error: OptmigError | None) -> None:
         """Conclude a migration that released nothing."""
         ended = self._attempt.ended or {}
-        self.record.report = mapping(ended.get("report") or {}, "report")
+        self.record.report = report_of(ended)
         known = self._attempt.blockers
         error = why_not_moved(
             self._instance.row, self._peer, ended, known, error, dry_run=self.record.dry_run
@@ -438,7 +438,7 @@ class OutgoingMigration:
         if self._delivery_scope.cancelled_caught:
             await self._abandon_delivery()
             return
-        self.record.report = mapping((self._attempt.ended or {}).get("report") or {}, "report")
+        self.record.report = report_of(self._attempt.ended)
         self.record.finish("completed")
         self._fill_row("completed")
         await self._host.registry.moved(self._instance, self._row)
