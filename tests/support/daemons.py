@@ -98,8 +98,8 @@ class Wire:
                 if to_target and sink not in self._begun:
                     self._begun.append(sink)
                     self.first_bytes.append(content[:64])
-                if content.startswith(DATA_PREAMBLE) and to_target:
-                    self._data_streams += [source, sink]
+                    if content.startswith(DATA_PREAMBLE):
+                        self._data_streams += [source, sink]
                 passes = self._streams_pass and source in self._data_streams
                 if to_target in self._frozen and not passes:
                     await self._thawed.wait()
