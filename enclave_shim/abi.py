@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 CTL_MAGIC = 0x4C54434D4954504F
 RT_MAGIC = 0x54524D4954504F01
 
@@ -228,7 +228,8 @@ RT_THREAD = np.dtype(
         ("robust_list", "<u8"),
         ("robust_len", "<u8"),
         ("pending", "<u8"),
-        ("quiesces", "<u8"),
+        ("handled", "<u8"),
+        ("interrupted", "<u8"),
         ("cpu_offset_ns", "<i8"),
         ("affinity_bytes", "<u4"),
         ("late", "<u4"),
@@ -252,7 +253,7 @@ RT_STATE = np.dtype(
         ("brk_start", "<u8"),
         ("brk_now", "<u8"),
         ("lock", "<u4"),
-        ("pad1", "<u4"),
+        ("stopped", "<u4"),
         ("data_start", "<u8"),
         ("data_end", "<u8"),
         ("data_copy", "<u8"),
@@ -277,7 +278,6 @@ RT_STATE = np.dtype(
         ("shared_count", "<u4"),
         ("outside_writes", "<u4"),
         ("outside_path", "S256"),
-        ("handled", "<u8"),
         ("shared_text", "S8192"),
         ("tracker", "<u4"),
         ("tracker_pad", "<u4"),

@@ -16,7 +16,7 @@ typedef unsigned long u64;
 typedef int i32;
 typedef long i64;
 
-#define OPTMIG_ABI_VERSION 6u
+#define OPTMIG_ABI_VERSION 7u
 #define OPTMIG_CTL_MAGIC 0x4c54434d4954504full /* "OPTMICTL" */
 #define OPTMIG_RT_MAGIC 0x54524d4954504f01ull
 
@@ -146,7 +146,8 @@ enum {
 struct rt_object {
   u32 peer;                      /* pipe, socket pair: 1 + the other end's ofd; 0: closed */
   u32 type;                      /* socket pair: SOCK_…; eventfd: 1 a semaphore; timerfd: its clock */
-  u64 value;                     /* eventfd: its count; signalfd: its mask; pipe: capacity, bytes */
+  u64 value;                     /* eventfd: its count; signalfd: its mask; pipe: capacity, bytes;
+                                  * timerfd: when it was armed, 0: it is not, or went off once and was read */
   i64 due_ns;                    /* timerfd: first expiry that was not read, virtual time; 0: none */
   i64 interval_ns;               /* timerfd */
   u32 content, content_bytes;    /* what can be read from it: a part of rt_state.content */
@@ -208,8 +209,9 @@ struct rt_thread {
   u64 fs_base, gs_base;
   u64 stack_low, stack_bytes; /* the runtime's alternate stack */
   u64 clear_child_tid, robust_list, robust_len;
-  u64 pending;  /* signals pending for the thread when parked */
-  u64 quiesces; /* how often it parked */
+  u64 pending; /* signals pending for the thread when parked */
+  /* handlers of the program that ran while the thread was in a call, and those of them without SA_RESTART */
+  u64 handled, interrupted;
   i64 cpu_offset_ns;
   u32 affinity_bytes; /* 0: the program has set none */
   u32 late;           /* was sent a signal while the threads parked */
@@ -225,7 +227,8 @@ struct rt_state {
   u64 arena_bytes;
   u64 low, high; /* bounds of what mmap and brk may hand out */
   u64 brk_start, brk_now;
-  u32 lock, pad1;                      /* a futex: the tables below; never held by a parked thread */
+  u32 lock;                            /* a futex: the tables below; never held by a parked thread */
+  u32 stopped;                         /* 1 while what belongs to the process as a whole is stopped */
   u64 data_start, data_end, data_copy; /* addresses of .data/.bss and of their pages in the arena */
   i64 mono_offset_ns;                  /* virtual CLOCK_MONOTONIC = real + offset */
   u64 parked_mono_ns, parked_real_ns;  /* virtual monotonic, and wall clock, at quiesce */
@@ -243,7 +246,6 @@ struct rt_state {
   u32 shared_count;
   u32 outside_writes;     /* files created, changed or removed outside own and shared paths */
   char outside_path[256]; /* the first of them */
-  u64 handled;            /* signal handlers of the program started so far */
   char shared_text[8192];
   u32 tracker, tracker_pad;     /* which tracker was asked for at launch: 0 any, 1 kernel, 2 compiler */
   u64 boot_slots[RT_MAX_SLOTS]; /* of the first thread, until libc has set up its own */

@@ -77,17 +77,19 @@ i64 rt_waiting(struct call *c, i64 nr, i64 a, i64 b, i64 d, i64 e, i64 f, i64 g)
 }
 
 struct wait_state rt_wait_begin(struct call *c) {
-  return (struct wait_state){c->self->quiesces, RT->handled};
+  return (struct wait_state){c->self->handled, c->self->interrupted};
 }
 
-int rt_wait_only_quiesced(struct call *c, struct wait_state *w) {
-  int only = c->self->quiesces != w->quiesces && RT->handled == w->handled;
-  *w = rt_wait_begin(c);
-  return only;
+int rt_wait_undisturbed(struct call *c, const struct wait_state *w) {
+  return c->self->handled == w->handled;
 }
 
-int rt_wait_again(struct call *c, struct wait_state *w, i64 result) {
-  return rt_wait_only_quiesced(c, w) && result == -E_INTR;
+int rt_wait_again(struct call *c, const struct wait_state *w, i64 result) {
+  return result == -E_INTR && rt_wait_undisturbed(c, w);
+}
+
+int rt_wait_restarts(struct call *c, const struct wait_state *w, i64 result) {
+  return result == -E_INTR && c->self->interrupted == w->interrupted;
 }
 
 #define FORWARD(n) [__NR_##n] = rt_forward
@@ -146,19 +148,20 @@ static const call_fn table[] = {
     [__NR_sched_getparam] = sys_tid_first, [__NR_sched_getscheduler] = sys_tid_first,
     [__NR_sched_setscheduler] = sys_tid_first};
 
-/* Calls that change the tables of mappings or descriptors. None of them waits. */
+/* Calls that change the tables of mappings or descriptors, or what these say. None of them waits. */
 #define CHANGES(n) [__NR_##n] = 1
 static const u8 table_calls[] = {
-    CHANGES(mmap),      CHANGES(munmap),       CHANGES(mremap),         CHANGES(mprotect),
-    CHANGES(madvise),   CHANGES(brk),          CHANGES(open),           CHANGES(openat),
-    CHANGES(creat),     CHANGES(close),        CHANGES(close_range),    CHANGES(dup),
-    CHANGES(dup2),      CHANGES(dup3),         CHANGES(socket),         CHANGES(pipe),
-    CHANGES(pipe2),     CHANGES(socketpair),   CHANGES(epoll_create),   CHANGES(epoll_create1),
-    CHANGES(eventfd),   CHANGES(eventfd2),     CHANGES(timerfd_create), CHANGES(signalfd),
-    CHANGES(signalfd4), CHANGES(memfd_create), CHANGES(inotify_init),   CHANGES(inotify_init1),
-    CHANGES(epoll_ctl), CHANGES(getdents64),   CHANGES(lseek),          CHANGES(pidfd_open),
-    CHANGES(chdir),     CHANGES(fchdir),       CHANGES(rename),         CHANGES(renameat),
-    CHANGES(renameat2), CHANGES(unlink),       CHANGES(unlinkat),       CHANGES(rt_sigaction)};
+    CHANGES(mmap),           CHANGES(munmap),       CHANGES(mremap),         CHANGES(mprotect),
+    CHANGES(madvise),        CHANGES(brk),          CHANGES(open),           CHANGES(openat),
+    CHANGES(creat),          CHANGES(close),        CHANGES(close_range),    CHANGES(dup),
+    CHANGES(dup2),           CHANGES(dup3),         CHANGES(socket),         CHANGES(pipe),
+    CHANGES(pipe2),          CHANGES(socketpair),   CHANGES(epoll_create),   CHANGES(epoll_create1),
+    CHANGES(eventfd),        CHANGES(eventfd2),     CHANGES(timerfd_create), CHANGES(signalfd),
+    CHANGES(signalfd4),      CHANGES(memfd_create), CHANGES(inotify_init),   CHANGES(inotify_init1),
+    CHANGES(epoll_ctl),      CHANGES(getdents64),   CHANGES(lseek),          CHANGES(pidfd_open),
+    CHANGES(chdir),          CHANGES(fchdir),       CHANGES(rename),         CHANGES(renameat),
+    CHANGES(renameat2),      CHANGES(unlink),       CHANGES(unlinkat),       CHANGES(rt_sigaction),
+    CHANGES(timerfd_settime)};
 
 void rt_sigsys_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc) {
   (void)sig;

@@ -1,5 +1,5 @@
-/* Objects of the kernel that belong to the enclave alone: pipes, socket pairs, eventfds, timerfds,
- * signalfds. They are the host's own while the program runs, so they behave exactly as they should,
+/* Objects of the kernel that belong to the enclave alone: pipes, socket pairs, eventfds, signalfds, and
+ * timerfds (timers.c). They are the host's own while the program runs, so they behave exactly as they should,
  * and are made anew on the next host with what stood in them.
  *
  * What stands in them is looked at while every thread is parked, and left as it is (a pipe is copied
@@ -30,22 +30,8 @@
 #define F_GETPIPE_SZ 1032
 #define KEPT_FLAGS (O_ACCMODE | O_NONBLOCK | O_DIRECT)
 #define EFD_SEMAPHORE 1
-#define MAX_SEMAPHORE 65536 /* it can only be counted one by one */
-#define TFD_TIMER_ABSTIME 1
-#define CLOCK_BOOTTIME 7
+#define MAX_SEMAPHORE 65536     /* it can only be counted one by one */
 #define FILLING_BYTES (4 << 20) /* the buffer of a socket while what stood in it is put back */
-
-struct itimerspec64 {
-  struct timespec64 interval, value;
-};
-
-static int readable(u32 fd) {
-  struct {
-    i32 fd;
-    u16 events, revents;
-  } p = {(i32)fd, 1 /* POLLIN */, 0};
-  return raw3(__NR_poll, &p, 1, 0) == 1 && p.revents & 1;
-}
 
 /* ---- making them ---- */
 
@@ -97,30 +83,6 @@ i64 sys_eventfd(struct call *c) {
   if (!IS_ERR(fd))
     rt_ofd_of((u64)fd)->object.type = flags & EFD_SEMAPHORE;
   return fd;
-}
-
-i64 sys_timerfd_create(struct call *c) {
-  if (c->a > 1 && c->a != CLOCK_BOOTTIME)
-    return rt_fd_new_blocker(c); /* an alarm clock that wakes the host */
-  i64 fd = rt_forward(c);
-  if (!IS_ERR(fd))
-    fd = rt_new_ofd(c, (u64)fd, OFD_TIMERFD, (u32)c->b, "");
-  if (!IS_ERR(fd))
-    rt_ofd_of((u64)fd)->object.type = (u32)c->a;
-  return fd;
-}
-
-i64 sys_timerfd_settime(struct call *c) {
-  struct rt_ofd *o = rt_ofd_of(c->a);
-  if (!o)
-    return -E_BADF;
-  const struct itimerspec64 *wanted = (const struct itimerspec64 *)c->c;
-  if (o->kind != OFD_TIMERFD || !(c->b & TFD_TIMER_ABSTIME) || !(wanted->value.sec | wanted->value.nsec))
-    return rt_forward(c);
-  struct itimerspec64 real = *wanted;
-  i64 due = rt_ns(&real.value) - rt_clock_offset(o->object.type);
-  rt_put_ns(&real.value, due > 0 ? due : 1);
-  return raw4(__NR_timerfd_settime, c->a, c->b, &real, c->d);
 }
 
 i64 sys_signalfd(struct call *c) {
@@ -265,7 +227,7 @@ static void save_socket(u32 fd, struct rt_ofd *o) {
 static void save_eventfd(u32 fd, struct rt_ofd *o) {
   u64 count = 0, once;
   u32 reads = 0;
-  while (readable(fd) && reads < MAX_SEMAPHORE && raw3(__NR_read, fd, &once, 8) == 8) {
+  while (rt_readable(fd, 0) && reads < MAX_SEMAPHORE && raw3(__NR_read, fd, &once, 8) == 8) {
     count += once;
     reads++;
     if (!o->object.type)
@@ -276,37 +238,6 @@ static void save_eventfd(u32 fd, struct rt_ofd *o) {
   if (reads == MAX_SEMAPHORE)
     o->blocker = BLOCK_CONTENT;
   o->object.value = count;
-}
-
-static void arm_timer(u32 fd, const struct rt_object *b) {
-  struct itimerspec64 t;
-  i64 due = b->due_ns - rt_clock_offset(b->type);
-  rt_put_ns(&t.interval, b->interval_ns);
-  rt_put_ns(&t.value, due > 0 ? due : 1);
-  raw4(__NR_timerfd_settime, fd, TFD_TIMER_ABSTIME, &t, 0);
-}
-
-/* A timer that has expired is armed with a time in the past: it expires again at once, as often.
- * It goes on while it is read: an expiry or a long pause in between would get lost. */
-static void save_timer(u32 fd, struct rt_ofd *o) {
-  struct rt_object *b = &o->object;
-  struct itimerspec64 t;
-  u64 expired = 0, more;
-  i64 now, took;
-  int tries = 0;
-  do {
-    if (readable(fd) && raw3(__NR_read, fd, &more, 8) == 8)
-      expired += more;
-    now = rt_clock_ns((int)b->type);
-    raw2(__NR_timerfd_gettime, fd, &t);
-    took = rt_clock_ns((int)b->type) - now;
-  } while (++tries < ONE_INSTANT_TRIES && (readable(fd) || took > ONE_INSTANT_NS));
-  i64 left = rt_ns(&t.value);
-  now += rt_clock_offset(b->type);
-  b->interval_ns = rt_ns(&t.interval);
-  b->due_ns = left || expired ? now + left - (i64)expired * b->interval_ns : 0;
-  if (expired)
-    arm_timer(fd, b);
 }
 
 void rt_objects_save_flags(u32 fd, struct rt_ofd *o) {
@@ -324,7 +255,7 @@ void rt_object_save(u32 fd, struct rt_ofd *o) {
   case OFD_PIPE: save_pipe(fd, o); break;
   case OFD_SOCKETPAIR: save_socket(fd, o); break;
   case OFD_EVENTFD: save_eventfd(fd, o); break;
-  case OFD_TIMERFD: save_timer(fd, o); break;
+  case OFD_TIMERFD: rt_timerfd_save(fd, o); break;
   case OFD_VIEW: rt_view_save(fd, o); break;
   default: break;
   }
@@ -462,14 +393,5 @@ i64 rt_object_restore(const struct rt_ofd *o) {
     }
     return fd;
   default: return -E_NOTSUP;
-  }
-}
-
-/* The virtual clock goes on from here. */
-void rt_objects_start(void) {
-  for (u32 fd = 0; fd < RT->fd_high; fd++) {
-    struct rt_ofd *o = rt_ofd_of(fd);
-    if (o && o->kind == OFD_TIMERFD && o->object.due_ns)
-      arm_timer(fd, &o->object);
   }
 }

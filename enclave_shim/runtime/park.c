@@ -45,31 +45,49 @@ static void wake_the_others(struct rt_thread *self) {
   }
 }
 
-/* All threads are parked: what belongs to the process as a whole. */
-static void save_process(void) {
-  rt_timers_stop();
-  rt_files_save();
-  rt_signals_save();
-  rt_clocks_save();
-  CTL->parked_ns = now_ns();
-  CTL->state = RT_PARKED;
-  rt_event();
+/* What belongs to the process as a whole, by the last thread that parks. A quiesce that is cancelled before
+ * stops none of it, and where that comes at the same time the threads that go on wait for the lock. */
+static int stop_process(void) {
+  rt_lock();
+  int wanted = CTL->quiesce_seq != CTL->resume_seq;
+  if (wanted) {
+    rt_interval_timers_stop();
+    rt_files_save();
+    rt_signals_save();
+    rt_clocks_save();
+    RT->stopped = 1;
+  }
+  rt_unlock();
+  return wanted;
+}
+
+/* By the first thread that goes on: what it sets then must not be set back by a later one. */
+static void start_process(void) {
+  rt_lock();
+  if (RT->stopped) {
+    rt_cpu_clock_resumed();
+    rt_interval_timers_start();
+    RT->stopped = 0;
+  }
+  rt_unlock();
 }
 
 void rt_thread_stops(void) {
-  if (__atomic_sub_fetch(&CTL->running, 1, __ATOMIC_SEQ_CST) == 0 && CTL->quiesce_seq != CTL->resume_seq)
-    save_process();
+  if (__atomic_sub_fetch(&CTL->running, 1, __ATOMIC_SEQ_CST) == 0 && stop_process()) {
+    CTL->parked_ns = now_ns();
+    CTL->state = RT_PARKED;
+    rt_event();
+  }
 }
 
 void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc) {
   (void)sig;
   (void)info;
   if (CTL->quiesce_seq == CTL->resume_seq)
-    return; /* nobody asked */
+    return; /* it was cancelled meanwhile */
   struct rt_thread *self = rt_self();
   rt_begin_again(uc);
   self->frame = (u64)uc;
-  self->quiesces++;
   raw2(__NR_arch_prctl, ARCH_GET_FS, &self->fs_base);
   rt_signals_save_thread(self);
   self->cpu_offset_ns += rt_clock_ns(CLOCK_THREAD_CPUTIME);
@@ -81,12 +99,11 @@ void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc
   while ((seen = CTL->resume_seq) != CTL->quiesce_seq)
     raw4(__NR_futex, &CTL->resume_seq, FUTEX_WAIT, seen, 0);
   quit_if_released();
+  start_process();
   self->cpu_offset_ns -= rt_clock_ns(CLOCK_THREAD_CPUTIME);
   self->parked = 0;
   __atomic_add_fetch(&CTL->running, 1, __ATOMIC_SEQ_CST);
   if (__atomic_sub_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST) == 0) {
-    rt_cpu_clock_resumed();
-    rt_timers_start();
     CTL->running_ns = now_ns();
     CTL->state = RT_RUNNING;
     rt_event();
@@ -140,13 +157,14 @@ static void run(void) {
     raw1(__NR_set_tid_address, t->clear_child_tid);
   RT->moves++;
   rt_clocks_restore();
-  rt_objects_start();
+  rt_timerfds_start();
   rt_signals_restore();
+  rt_interval_timers_start();
+  RT->stopped = 0;
   CTL->running_ns = now_ns();
   CTL->state = RT_RUNNING;
   CTL->command_done = CTL->command_seq;
   raw3(__NR_futex, &CTL->state, FUTEX_WAKE, RT_MAX_THREADS);
-  rt_timers_start();
   rt_event();
   rt_return_to_program(t);
 }

@@ -167,13 +167,16 @@ i64 rt_forward(struct call *c);
 i64 rt_refuse(struct call *c); /* ENOSYS, and its number and place are logged */
 /* The call blocks: let the program's signals and the quiesce signal in while it does. */
 i64 rt_waiting(struct call *c, i64 nr, i64 a, i64 b, i64 d, i64 e, i64 f, i64 g);
-/* Whether a wait that returned EINTR was cut short by nothing but a quiesce. */
+/* Whether the kernel's answer to a call that waits is the program's to see. Only a handler of the program
+ * that has run on this thread meanwhile may cut a call short. What else does so is a quiesce: one that parked
+ * it, that was cancelled before it did, or that another thread took. */
 struct wait_state {
-  u64 quiesces, handled;
+  u64 handled, interrupted;
 };
 struct wait_state rt_wait_begin(struct call *c);
-int rt_wait_again(struct call *c, struct wait_state *w, i64 result);
-int rt_wait_only_quiesced(struct call *c, struct wait_state *w); /* the same for one that did a part */
+int rt_wait_again(struct call *c, const struct wait_state *w, i64 result);
+int rt_wait_restarts(struct call *c, const struct wait_state *w, i64 result); /* as SA_RESTART asks */
+int rt_wait_undisturbed(struct call *c, const struct wait_state *w);
 void rt_note_place(const struct call *c, struct rt_place *place);
 
 /* alone.c */
@@ -260,6 +263,7 @@ void rt_view_save(u32 fd, struct rt_ofd *o);
 i64 rt_view_restore(const struct rt_ofd *o);
 
 /* transfers.c */
+int rt_readable(u32 fd, int wait_ms);
 i64 rt_wait_in(struct call *c);    /* any call that may wait, made again after a quiesce */
 i64 rt_fd_forward(struct call *c); /* first argument is a descriptor */
 i64 rt_fd_write(struct call *c);
@@ -270,11 +274,17 @@ void rt_objects_save_flags(u32 fd, struct rt_ofd *o);
 void rt_object_save(u32 fd, struct rt_ofd *o);
 i64 rt_object_restore(const struct rt_ofd *o);
 i64 rt_pair_restore(const struct rt_ofd *o, const struct rt_ofd *peer, i64 *ends);
-void rt_objects_start(void);
 i64 sys_pipe(struct call *), sys_socketpair(struct call *), sys_eventfd(struct call *),
-    sys_timerfd_create(struct call *), sys_timerfd_settime(struct call *), sys_signalfd(struct call *),
-    sys_shutdown(struct call *), sys_setsockopt(struct call *), sys_socket_name(struct call *),
-    sys_send(struct call *);
+    sys_signalfd(struct call *), sys_shutdown(struct call *), sys_setsockopt(struct call *),
+    sys_socket_name(struct call *), sys_send(struct call *);
+
+/* timers.c */
+void rt_timerfd_save(u32 fd, struct rt_ofd *o);
+void rt_timerfds_start(void);
+i64 rt_timerfd_read(struct call *c, struct rt_ofd *o);
+void rt_interval_timers_stop(void);
+void rt_interval_timers_start(void);
+i64 sys_timerfd_create(struct call *), sys_timerfd_settime(struct call *);
 
 /* epoll.c */
 void rt_watches_forget(u32 ofd);
@@ -303,8 +313,6 @@ void rt_signals_save(void);
 void rt_signals_restore(void);
 void rt_signals_save_thread(struct rt_thread *t);
 void rt_signals_restore_thread(struct rt_thread *t);
-void rt_timers_stop(void);
-void rt_timers_start(void);
 i64 sys_rt_sigaction(struct call *), sys_rt_sigprocmask(struct call *), sys_rt_sigsuspend(struct call *),
     sys_pause(struct call *), sys_sigaltstack(struct call *), sys_kill(struct call *),
     sys_tkill(struct call *), sys_tgkill(struct call *), sys_rt_sigtimedwait(struct call *),

@@ -11,7 +11,6 @@
 #define SA_ONSTACK 0x08000000
 #define SA_RESETHAND 0x80000000
 #define SA_RESTART 0x10000000
-#define ITIMERS 3
 
 /* By which libc cancels a thread. Its handler finds a waiting thread inside the runtime, not at libc's own
  * instruction, so it cannot turn it aside; but libc looks again when a call ends with EINTR. */
@@ -39,7 +38,12 @@ __asm__(".pushsection optmig_text,\"ax\",@progbits\n"
 
 __attribute__((used)) u64 rt_handler_of(int sig, struct rt_ucontext *uc) {
   rt_begin_again(uc);
-  __atomic_fetch_add(&RT->handled, 1, __ATOMIC_RELAXED);
+  u64 here = (u64)__builtin_frame_address(0);
+  if (here >= ALT_STACKS_BASE && here < ALT_STACKS_END) { /* on top of a call */
+    struct rt_thread *t = rt_self();
+    t->handled++;
+    t->interrupted += sig == LIBC_CANCEL || !(RT->sigactions[sig].flags & SA_RESTART);
+  }
   return RT->sigactions[sig].handler;
 }
 
@@ -204,20 +208,6 @@ i64 sys_tgkill(struct call *c) {
   if (r != 1)
     return r;
   return (i32)c->a == RT->vpid ? to_thread((i32)c->b, c->c) : -3;
-}
-
-/* ---- across a park ---- */
-
-void rt_timers_stop(void) {
-  static const u64 none[4] = {0, 0, 0, 0};
-  for (int i = 0; i < ITIMERS; i++)
-    raw3(__NR_setitimer, i, none, RT->itimer[i]);
-}
-
-void rt_timers_start(void) {
-  for (int i = 0; i < ITIMERS; i++)
-    if (RT->itimer[i][2] | RT->itimer[i][3])
-      raw3(__NR_setitimer, i, RT->itimer[i], 0);
 }
 
 /* ---- pending signals ----

@@ -5,7 +5,9 @@
 #include "rt.h"
 
 #define MAX_VECTORS 1024
+#define MSG_PEEK 2
 #define MSG_WAITALL 0x100
+#define SOCK_STREAM 1
 
 struct vector {
   u64 base, bytes;
@@ -16,12 +18,20 @@ static int waits(const struct rt_ofd *o) {
   return o->kind >= OFD_BLOCKER && o->kind != OFD_VIEW;
 }
 
+int rt_readable(u32 fd, int wait_ms) {
+  struct {
+    i32 fd;
+    u16 events, revents;
+  } p = {(i32)fd, 1 /* POLLIN */, 0};
+  return raw3(__NR_poll, &p, 1, wait_ms) == 1 && p.revents & 1;
+}
+
 i64 rt_wait_in(struct call *c) {
   struct wait_state w = rt_wait_begin(c);
   i64 r;
   do
     r = rt_waiting(c, (i64)c->nr, (i64)c->a, (i64)c->b, (i64)c->c, (i64)c->d, (i64)c->e, (i64)c->f);
-  while (rt_wait_again(c, &w, r));
+  while (rt_wait_restarts(c, &w, r));
   return r;
 }
 
@@ -29,7 +39,13 @@ i64 rt_fd_forward(struct call *c) {
   struct rt_ofd *o = rt_ofd_of(c->a);
   if (!o)
     return -E_BADF;
-  return waits(o) ? rt_wait_in(c) : rt_forward(c);
+  return o->kind == OFD_TIMERFD ? rt_timerfd_read(c, o) : waits(o) ? rt_wait_in(c) : rt_forward(c);
+}
+
+static int goes_on(struct call *c, struct wait_state *w, i64 result) {
+  int goes = result > 0 ? rt_wait_undisturbed(c, w) : rt_wait_restarts(c, w, result);
+  w->handled = c->self->handled; /* one that ran before this much was done, did not stop it */
+  return goes;
 }
 
 /* (fd, buffer, bytes, …): go on until all is done, or something else than a quiesce stops it. */
@@ -41,7 +57,7 @@ static i64 whole(struct call *c) {
                        (i64)c->f);
     if (r > 0)
       done += (u64)r;
-    if (done == c->c || r == 0 || !(r > 0 ? rt_wait_only_quiesced(c, &w) : rt_wait_again(c, &w, r)))
+    if (done == c->c || r == 0 || !goes_on(c, &w, r))
       return done ? (i64)done : r;
   }
 }
@@ -74,7 +90,7 @@ static i64 whole_vectors(struct call *c, u64 *vectors, u64 *count) {
       done += (u64)r;
       skip(copy, count, (u64)r);
     }
-    if (!*count || r == 0 || !(r > 0 ? rt_wait_only_quiesced(c, &w) : rt_wait_again(c, &w, r)))
+    if (!*count || r == 0 || !goes_on(c, &w, r))
       return done ? (i64)done : r;
   }
 }
@@ -103,7 +119,8 @@ i64 sys_recvfrom(struct call *c) {
   struct rt_ofd *o = rt_ofd_of(c->a);
   if (!o)
     return -E_BADF;
-  return c->d & MSG_WAITALL ? whole(c) : rt_fd_forward(c);
+  int messages = o->kind == OFD_SOCKETPAIR && o->object.type != SOCK_STREAM;
+  return c->d & MSG_WAITALL && !(c->d & MSG_PEEK) && !messages ? whole(c) : rt_fd_forward(c);
 }
 
 i64 sys_two_fds(struct call *c) {

@@ -91,6 +91,7 @@ def test_a_file_reader_and_writer_moves_with_its_directory(
         ("signals", "150", 4, 0.1),
         ("mappings", "30000", 5, 0.2),
         ("descriptors", "15000", 6, 0.2),
+        ("timers", "3", 4, 0.2),
         ("world", "200", 4, 0.2),
     ],
 )

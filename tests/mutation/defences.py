@@ -36,6 +36,7 @@ _MEMORY = "tests/channel/test_key_memory.py::"
 _POLICY = "tests/agent/test_policy_and_sim.py::"
 _CRASH = "tests/agent/test_crash.py::"
 _MODEL = "tests/model/test_model.py::"
+_PARKS = "tests/runtime/test_cancelled_park.py::"
 _OWN = "tests/mutation/test_defences.py::"
 
 _COMPARED = "        if getattr(token, name) != getattr(expected, name)\n"
@@ -201,6 +202,48 @@ DEFENCES = (
         "  if (CTL->released)\n",
         "  if (0)\n",
         _OWN + "test_a_released_process_never_runs_again",
+    ),
+    Defence(
+        "a timer that is due, and whose interrupt has not come yet, counts as armed",
+        "enclave_shim/runtime/timers.c",
+        "  return b->value != 0;\n",
+        "  return 0;\n",
+        _PARKS + "test_a_timer_that_is_due_and_has_not_gone_off_yet_counts_as_armed",
+    ),
+    Defence(
+        "an interval timer whose signal is pending goes on",
+        "enclave_shim/runtime/timers.c",
+        "      t[3] = t[1];\n",
+        "      t[3] = 0;\n",
+        _PARKS + "test_the_program_goes_on_as_if_nothing_had_been[timers-2]",
+    ),
+    Defence(
+        "a program's clocks do not step back when a park is cancelled half-way",
+        "enclave_shim/runtime/park.c",
+        "  if (RT->stopped) {\n",
+        "  if (RT->stopped < 2) {\n",
+        _PARKS + "test_the_program_goes_on_as_if_nothing_had_been[descriptors-800]",
+    ),
+    Defence(
+        "a call that only a park cut short goes on",
+        "enclave_shim/runtime/dispatch.c",
+        "  return c->self->handled == w->handled;\n",
+        "  return c->self->handled != w->handled;\n",
+        _PARKS + "test_the_program_goes_on_as_if_nothing_had_been[descriptors-800]",
+    ),
+    Defence(
+        "a call that a park and a handler with SA_RESTART cut short goes on",
+        "enclave_shim/runtime/dispatch.c",
+        "c->self->interrupted == w->interrupted",
+        "c->self->handled == w->handled",
+        _PARKS + "test_the_program_goes_on_as_if_nothing_had_been[interrupts-300]",
+    ),
+    Defence(
+        "a call that a handler cut short ends, and says so",
+        "enclave_shim/runtime/dispatch.c",
+        "  return result == -E_INTR && rt_wait_undisturbed(c, w);\n",
+        "  return result == -E_INTR && (rt_wait_undisturbed(c, w) || 1);\n",
+        _PARKS + "test_the_program_goes_on_as_if_nothing_had_been[interrupts-300]",
     ),
     Defence(
         "half a table of mappings protects nothing",
