@@ -184,25 +184,30 @@ class Arena:
 
         The program may run, and give pages back meanwhile.
         """
-        stop = self.size_bytes if end is None else end * abi.PAGE_BYTES
+        stop = self.page_count if end is None else end
         firsts: list[int] = []
         counts: list[int] = []
-        at = first * abi.PAGE_BYTES
+        at = first
         while at < stop:
-            try:
-                start = os.lseek(self.fd, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                    break
-                raise
+            start = self.next_resident(at)
             if start >= stop:
                 break
-            at = min(os.lseek(self.fd, start, os.SEEK_HOLE), stop)
+            hole = os.lseek(self.fd, start * abi.PAGE_BYTES, os.SEEK_HOLE) // abi.PAGE_BYTES
+            at = min(hole, stop)
             if at == start:  # it has become a hole between the two calls
                 continue
-            firsts.append(start // abi.PAGE_BYTES)
-            counts.append((at - start) // abi.PAGE_BYTES)
+            firsts.append(start)
+            counts.append(at - start)
         return as_runs(np.array(firsts, dtype=np.int64), np.array(counts, dtype=np.int64))
+
+    def next_resident(self, page: int) -> int:
+        """The first allocated page from that one on; `NOWHERE` if there is none."""
+        try:
+            return os.lseek(self.fd, page * abi.PAGE_BYTES, os.SEEK_DATA) // abi.PAGE_BYTES
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return NOWHERE
+            raise
 
     def split_resident(self, runs: Runs, *, thorough: bool) -> tuple[Runs, Runs]:
         """Part runs into what is allocated and what is a hole (and so reads as zeros).
@@ -253,16 +258,13 @@ class Arena:
     def _next_extent(self, at: int) -> tuple[int, int]:
         """The next allocated pages from `at` on, as [first, end); `NOWHERE` if there are none."""
         while True:
-            try:
-                start = os.lseek(self.fd, at * abi.PAGE_BYTES, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                    return NOWHERE, NOWHERE
-                raise
-            stop = os.lseek(self.fd, start, os.SEEK_HOLE)
+            start = self.next_resident(at)
+            if start == NOWHERE:
+                return NOWHERE, NOWHERE
+            stop = os.lseek(self.fd, start * abi.PAGE_BYTES, os.SEEK_HOLE) // abi.PAGE_BYTES
             if stop > start:  # it may have become a hole between the two calls
-                return start // abi.PAGE_BYTES, stop // abi.PAGE_BYTES
-            at = start // abi.PAGE_BYTES
+                return start, stop
+            at = start
 
     def write_zeros(self, runs: Runs) -> None:
         """Make the named pages read as zeros: short runs are cleared, long ones become holes."""

@@ -15,6 +15,11 @@ punched holes above all. Marks follow the same rule: the mark is cleared first, 
 later. The clear must be visible before the page is read, which x86 alone would not promise (a load
 may pass an earlier store); the scan's system call stands between them and is a full barrier.
 
+**Only what the program has reached is scanned** (see `reach`): an arena may be many times as large
+as what is in it, and to protect memory that was never touched would make page tables for it, and
+walk them at every scan. A part in which a page has appeared since is protected, *then* the pages in
+it are listed: all of them are new.
+
 Two ranges are watched. The arena's own mapping, and the image's `.data/.bss`: a second mapping of
 arena pages, at the addresses the program was linked for. A write through one mapping leaves the
 other's protection alone, so both are scanned, and pages of the second are named by their number in
@@ -46,6 +51,7 @@ import numpy as np
 
 from optmigd.enclave_shim import abi
 from optmigd.enclave_shim.arena import Arena, Control, Runs, as_runs, merge_runs, runs_of_pages
+from optmigd.enclave_shim.reach import Reach
 from optmigd.protocol.errors import TrackerUnavailable
 
 UFFDIO_REGISTER = 0xC020AA00
@@ -80,6 +86,17 @@ class Range:
     start: int
     end: int
     first_page: int
+
+    def part(self, first: int, end: int) -> "Range":
+        """What of it maps the arena's pages from `first` up to `end`; may be empty."""
+        pages = (self.end - self.start) // abi.PAGE_BYTES
+        low = min(max(first - self.first_page, 0), pages)
+        high = min(max(end - self.first_page, low), pages)
+        return Range(
+            self.start + low * abi.PAGE_BYTES,
+            self.start + high * abi.PAGE_BYTES,
+            self.first_page + low,
+        )
 
 
 class Tracked(Protocol):
@@ -192,19 +209,20 @@ class KernelTracker:
     name = "kernel"
     gave_back = True
 
-    def __init__(self, process: Tracked, ranges: list[Range]) -> None:
+    def __init__(self, process: Tracked, arena: Arena) -> None:
         why = probe(process)
         if why:
             raise TrackerUnavailable(why)
         self._marks = process.ctl.marks
-        self._ranges = ranges
-        self._strips = [strip for watched in ranges for strip in _strips(watched)]
+        self._arena = arena
+        self._ranges = tracked_ranges(arena)
+        self._reach = Reach(arena)
         self._scanners = ThreadPoolExecutor(SCANNERS, thread_name_prefix="scanner")
         self._uffd = os.dup(process.uffd)
         self._pagemap = os.dup(process.pagemap)
 
     def arm(self) -> None:
-        """Begin tracking; blocks for about 25 ms per written GiB, half of it in pauses."""
+        """Begin tracking; blocks for about 25 ms per resident GiB, half of it in pauses."""
         for watched in self._ranges:
             arg = bytearray(
                 _UFFDIO_REGISTER.pack(
@@ -218,9 +236,26 @@ class KernelTracker:
         """Return the pages written since the last call, and re-arm them; see `Tracker`."""
         parts = [take_marks(self._marks)]
         self.gave_back = len(parts[0]) > 0
-        for found in self._scanners.map(lambda strip: self._scan(strip, parked), self._strips):
+        known = self._reach.runs
+        added = self._reach.look()
+        for found in self._scan_all(known, parked):
             parts.extend(found)
+        for _ in self._scan_all(added, parked):
+            pass  # in these all pages are new, and all that are none yet count as written
+        parts += [
+            self._arena.resident_runs(first, first + count) for first, count in added.tolist()
+        ]
         return merge_runs(*parts)
+
+    def _scan_all(self, pages: Runs, parked: bool) -> Iterator[list[Runs]]:
+        """Scan those pages of all ranges, in as many threads as are worth it."""
+        strips = [
+            strip
+            for watched in self._ranges
+            for first, count in pages.tolist()
+            for strip in _strips(watched.part(first, first + count))
+        ]
+        return self._scanners.map(lambda strip: self._scan(strip, parked), strips)
 
     def _scan(self, watched: Range, parked: bool) -> list[Runs]:
         """Scan one strip; in a thread of its own."""
@@ -276,7 +311,7 @@ def _strips(watched: Range) -> Iterator[Range]:
     """Cut a range into as many parts as there are threads to scan them, on whole page tables."""
     size = watched.end - watched.start
     parts = min(SCANNERS, max(1, size // STRIP_BYTES))
-    step = -(-size // parts // TABLE_BYTES) * TABLE_BYTES
+    step = max(1, -(-size // parts // TABLE_BYTES)) * TABLE_BYTES
     for start in range(watched.start, watched.end, step):
         first_page = watched.first_page + (start - watched.start) // abi.PAGE_BYTES
         yield Range(start, min(start + step, watched.end), first_page)

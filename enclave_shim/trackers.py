@@ -8,7 +8,7 @@ from typing import Protocol
 from optmigd.enclave_shim.arena import Arena
 from optmigd.enclave_shim.compiler_tracker import CompilerTracker, marks_itself
 from optmigd.enclave_shim.image import Image
-from optmigd.enclave_shim.tracker import KernelTracker, Tracked, Tracker, probe, tracked_ranges
+from optmigd.enclave_shim.tracker import KernelTracker, Tracked, Tracker, probe
 from optmigd.protocol.errors import TrackerUnavailable
 
 
@@ -66,7 +66,7 @@ def make_tracker(enclave: Trackable) -> Tracker:
         raise TrackerUnavailable(why)
     if name == "compiler":
         return CompilerTracker(enclave.process, enclave.arena)
-    return KernelTracker(enclave.process, tracked_ranges(enclave.arena))
+    return KernelTracker(enclave.process, enclave.arena)
 
 
 def _why_no_marks(enclave: Trackable) -> str:

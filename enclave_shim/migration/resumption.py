@@ -36,7 +36,7 @@ from optmigd.enclave_shim.remembered import (
     Released,
     UnderWay,
 )
-from optmigd.enclave_shim.tracker import KernelTracker, tracked_ranges
+from optmigd.enclave_shim.tracker import KernelTracker
 from optmigd.protocol.errors import (
     ChannelClosed,
     MigrationCancelled,
@@ -104,8 +104,7 @@ async def let_run(enclave: Enclave) -> None:
     # An armed page costs one fault when it is written, and then no more: so it does no harm if it
     # stays armed, because the process has ended or cannot be tracked.
     with suppress(TrackerUnavailable, OSError):
-        ranges = tracked_ranges(enclave.arena)
-        await trio.to_thread.run_sync(KernelTracker(process, ranges).disarm)
+        await trio.to_thread.run_sync(KernelTracker(process, enclave.arena).disarm)
 
 
 class Concluded(Part):

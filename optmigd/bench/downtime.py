@@ -7,6 +7,7 @@ downtime on the terminal.
 import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -49,17 +50,22 @@ def _show(result: CellResult) -> None:
 @click.option("--size", "sizes", multiple=True, type=int, help="Working set in MiB (repeatable).")
 @click.option("--rate", type=int, default=200, show_default=True, help="Dirty rate in MB/s.")
 @click.option("--repeats", type=int, default=3, show_default=True, help="Moves per mode.")
+@click.option("--arena", type=int, default=0, help="Size of its arena in MiB.  [default: enough]")
 @tracker_option
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("bench-results/downtime.json")
 )
-def main(sizes: tuple[int, ...], rate: int, repeats: int, tracker: Tracker, output: Path) -> None:
+def main(
+    sizes: tuple[int, ...], rate: int, repeats: int, arena: int, tracker: Tracker, output: Path
+) -> None:
     """Measure, print the figures, and write them as JSON."""
     with two_hosts() as (alpha, beta, folder):
         image = build_workload("writer", folder, marks=tracker == "compiler").image
         results = []
         for size in sizes or (1024, 4096):
             cell = tracked_by(writer("size", size, rate), tracker)
+            if arena:
+                cell = replace(cell, memory_bytes=arena << 20)
             results.append(measure((alpha, beta), image, cell, repeats))
             _show(results[-1])
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from optmigd.enclave_shim.arena import Arena, pages_of_runs
 from optmigd.enclave_shim.compiler_tracker import CompilerTracker
 from optmigd.enclave_shim.migration.common import Enclave
 from optmigd.enclave_shim.migration.forecast import DirtySample
-from optmigd.enclave_shim.tracker import KernelTracker, tracked_ranges
+from optmigd.enclave_shim.tracker import KernelTracker
 
 ROUND_S = 0.05
 
@@ -33,7 +33,7 @@ class Comparison:
 
     def __init__(self, enclave: Enclave) -> None:
         self._arena: Arena = enclave.arena
-        self._kernel = KernelTracker(enclave.process, tracked_ranges(enclave.arena))
+        self._kernel = KernelTracker(enclave.process, enclave.arena)
         self._kernel._marks = np.zeros(8, dtype=np.uint8)  # the kernel's own view alone
         self._compiler = CompilerTracker(enclave.process, enclave.arena)
         self._kernel.arm()

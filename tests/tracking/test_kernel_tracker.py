@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from optmigd.enclave_shim.arena import Runs, as_runs, merge_runs, pages_of_runs
-from optmigd.enclave_shim.tracker import KernelTracker, Range, probe, tracked_ranges
+from optmigd.enclave_shim.reach import PART_PAGES
+from optmigd.enclave_shim.tracker import KernelTracker, probe, tracked_ranges
 from optmigd.protocol.errors import TrackerUnavailable
 from tests.support.tracked import TrackedProcess, build, tracked
 
@@ -25,14 +26,19 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def armed(
-    binary: Path, *, data_page: int = 0, data_pages: int = 0, huge: Runs | None = None
+    binary: Path,
+    *,
+    pages: int = PAGES,
+    data_page: int = 0,
+    data_pages: int = 0,
+    huge: Runs | None = None,
 ) -> Iterator[tuple[TrackedProcess, KernelTracker]]:
-    with tracked(binary, PAGES, data_page, data_pages, huge) as process:
+    with tracked(binary, pages, data_page, data_pages, huge) as process:
         why = probe(process)
         if why:
             pytest.skip(why)
         process.do(f"w {FREE} 4000 1")
-        tracker = KernelTracker(process, tracked_ranges(process.arena))
+        tracker = KernelTracker(process, process.arena)
         try:
             tracker.arm()
             assert pages_of_runs(tracker.collect()).tolist() == []
@@ -80,6 +86,32 @@ def test_one_write_to_a_huge_page_is_one_page(binary: Path) -> None:
         assert collected(tracker) == [3100]
 
 
+@pytest.mark.parametrize("parked", [False, True])
+def test_memory_that_was_never_touched_has_no_page_tables_until_it_is(
+    binary: Path, parked: bool
+) -> None:
+    """An arena is as large as a program may become; how large it is now is what counts."""
+    far = 5 * PART_PAGES + 100
+    with armed(binary, pages=6 * PART_PAGES + 1000) as (process, tracker):
+        assert page_table_bytes(process) < 1 << 19  # those of all parts take 1.5 MiB
+        process.do(f"w {far} 3 7")
+        process.do(f"w {6 * PART_PAGES + 999} 1 7")
+        assert pages_of_runs(tracker.collect(parked=parked)).tolist() == [
+            *(far, far + 1, far + 2),
+            6 * PART_PAGES + 999,
+        ]
+        assert collected(tracker) == []
+        process.do(f"w {far + 1} 1 8")
+        assert far + 1 in collected(tracker)
+        process.do(f"w {FREE} 1 8")
+        assert collected(tracker) == [FREE]
+
+
+def page_table_bytes(process: TrackedProcess) -> int:
+    status = Path(f"/proc/{process.popen.pid}/status").read_text()
+    return next(int(line.split()[1]) << 10 for line in status.splitlines() if "VmPTE" in line)
+
+
 def test_reading_is_not_writing(binary: Path) -> None:
     with armed(binary) as (process, tracker):
         process.do(f"r {FREE} 4000")
@@ -116,7 +148,7 @@ def test_after_disarm_nothing_is_registered_and_arming_again_works(binary: Path)
         tracker.disarm()
         tracker.disarm()
         process.do(f"w {FREE} 10 3")
-        again = KernelTracker(process, tracked_ranges(process.arena))
+        again = KernelTracker(process, process.arena)
         again.arm()
         try:
             process.do("w 3333 1 3")
@@ -160,7 +192,7 @@ def test_a_kernel_without_the_feature_is_named(binary: Path) -> None:
         try:
             assert "userfaultfd" in probe(process)
             with pytest.raises(TrackerUnavailable, match=r"Linux 6\.7"):
-                KernelTracker(process, [Range(0, 0, 0)])
+                KernelTracker(process, process.arena)
         finally:
             process.uffd = uffd
 
