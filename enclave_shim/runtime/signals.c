@@ -136,12 +136,20 @@ i64 sys_pause(struct call *c) {
 
 i64 sys_rt_sigtimedwait(struct call *c) {
   u64 set = *(const u64 *)c->a & ~RUNTIME_SIGNALS;
+  struct timespec64 left = {0, 0};
+  i64 deadline = 0;
+  if (c->c) {
+    left = *(const struct timespec64 *)c->c;
+    deadline = rt_virtual_mono_ns() + rt_ns(&left);
+  }
   struct wait_state w = rt_wait_begin(c);
-  i64 r;
-  do
-    r = rt_waiting(c, __NR_rt_sigtimedwait, (i64)&set, (i64)c->b, (i64)c->c, (i64)c->d, 0, 0);
-  while (rt_wait_again(c, &w, r));
-  return r;
+  for (;;) {
+    i64 r = rt_waiting(c, __NR_rt_sigtimedwait, (i64)&set, (i64)c->b, c->c ? (i64)&left : 0, (i64)c->d, 0, 0);
+    if (!rt_wait_again(c, &w, r))
+      return r;
+    i64 remaining = deadline - rt_virtual_mono_ns();
+    rt_put_ns(&left, remaining > 0 ? remaining : 0);
+  }
 }
 
 /* Frames of the program's handlers carry the runtime's restorer, so this is a program that returns

@@ -88,6 +88,22 @@ static void *feed_deaf(void *unused) {
   return unused;
 }
 
+/* Nothing comes: the time that it waits for is all that passes, however often it is cut short. */
+static void *wait_in_vain(void *unused) {
+  sigset_t never;
+  sigemptyset(&never);
+  sigaddset(&never, SIGUSR2);
+  while (!over) {
+    struct timespec limit = {0, 100000000}, begin, end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    CHECK(sigtimedwait(&never, NULL, &limit) < 0 && errno == EAGAIN);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    double took = (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) * 1e-9;
+    CHECK(took > 0.0999 && took < 1.5);
+  }
+  return unused;
+}
+
 int main(int argc, char **argv) {
   long rounds = argc > 1 ? strtol(argv[1], NULL, 0) : 100;
   first = pthread_self();
@@ -98,9 +114,9 @@ int main(int argc, char **argv) {
   sigset_t all, old, no_knock;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &old);
-  void *(*const bodies[])(void *) = {feed, knock, wait_deaf, feed_deaf};
-  pthread_t threads[4];
-  for (int i = 0; i < 4; i++)
+  void *(*const bodies[])(void *) = {feed, knock, wait_deaf, feed_deaf, wait_in_vain};
+  pthread_t threads[5];
+  for (int i = 0; i < 5; i++)
     CHECK(pthread_create(&threads[i], NULL, bodies[i], NULL) == 0);
   pthread_sigmask(SIG_SETMASK, &old, NULL);
   sigemptyset(&no_knock);
@@ -126,7 +142,7 @@ int main(int argc, char **argv) {
     }
   }
   over = 1;
-  for (int i = 0; i < 4; i++)
+  for (int i = 0; i < 5; i++)
     CHECK(pthread_join(threads[i], NULL) == 0);
   printf("answer ticks %d polls cut %d reads cut %d\n", ticks > rounds, polls_cut > rounds / 4,
          cut > rounds / 8);
