@@ -36,19 +36,14 @@ class Reach:
         The program may run: what it allocates meanwhile may be found now, and is the next time.
         """
         added = []
-        part = 0
-        while True:
-            missing = np.flatnonzero(~self._reached[part:])
-            if len(missing) == 0:
-                break
-            part += int(missing[0])
-            page = self._arena.next_resident(part * PART_PAGES)
-            if page >= self._arena.page_count:
-                break
-            part = page // PART_PAGES
-            if not self._reached[part]:
-                self._reached[part] = True
+        following = 0  # the part in which the next page stands
+        for part in np.flatnonzero(~self._reached).tolist():
+            if part < following:
+                continue
+            following = self._arena.next_resident(part * PART_PAGES) // PART_PAGES
+            if following == part:
                 added.append(part)
+        self._reached[added] = True
         return self._pages_of(np.array(added, dtype=np.int64))
 
     def _pages_of(self, parts: np.ndarray) -> Runs:

@@ -230,7 +230,9 @@ class KernelTracker:
                 )
             )
             fcntl.ioctl(self._uffd, UFFDIO_REGISTER, arg)
-        self.collect()
+        take_marks(self._marks)
+        self._reach.look()
+        self._protect(self._reach.runs, parked=False)
 
     def collect(self, *, parked: bool = False) -> Runs:
         """Return the pages written since the last call, and re-arm them; see `Tracker`."""
@@ -240,12 +242,16 @@ class KernelTracker:
         added = self._reach.look()
         for found in self._scan_all(known, parked):
             parts.extend(found)
-        for _ in self._scan_all(added, parked):
-            pass  # in these all pages are new, and all that are none yet count as written
+        self._protect(added, parked)
         parts += [
             self._arena.resident_runs(first, first + count) for first, count in added.tolist()
         ]
         return merge_runs(*parts)
+
+    def _protect(self, pages: Runs, parked: bool) -> None:
+        """Protect those pages, whether they were written or not."""
+        for _ in self._scan_all(pages, parked):
+            pass  # where nothing was protected yet even pages that are none count as written
 
     def _scan_all(self, pages: Runs, parked: bool) -> Iterator[list[Runs]]:
         """Scan those pages of all ranges, in as many threads as are worth it."""
