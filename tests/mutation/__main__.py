@@ -15,6 +15,8 @@ ALL_S = 1800
 
 wanted = sys.argv[1] if len(sys.argv) > 1 else ""
 chosen = [one for one in DEFENCES if wanted in one.name or wanted in one.file]
+if not chosen:
+    sys.exit(f"no defence's name or file contains {wanted!r}")
 missed = []
 with tempfile.TemporaryDirectory(prefix="optmigd-mutants-") as name:
     tree = Path(name).resolve()
