@@ -9,6 +9,7 @@ with it. What has happened cannot be refused any more: `insist` writes it again 
 and whatever must come after it (sending a token, confirming an arrival) waits.
 """
 
+import os
 import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ INSIST_FIRST_S = 0.1
 INSIST_LAST_S = 2.0
 
 SCHEMA_VERSION = 2
+
+WAL_BYTES = 1000 * (4096 + 24)
+"""As large as SQLite lets the log become before it begins at its start again, with its defaults."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS instances (
@@ -314,6 +318,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             connection.executescript(_SCHEMA)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.commit()
+        _lengthen_log(connection, path)
     except (sqlite3.Error, OSError) as error:
         raise ConfigError(
             f"the journal {path} cannot be opened: {error}; it must be a file that this user "
@@ -321,3 +326,27 @@ def _connect(path: Path) -> sqlite3.Connection:
             path=str(path),
         ) from error
     return connection
+
+
+def _lengthen_log(connection: sqlite3.Connection, path: Path) -> None:
+    """Give SQLite's log its full length now, so that writes overwrite it in place.
+
+    A program stands still while its token is journaled. A write that lengthens a file has the file
+    system commit its own journal, and with it what others have written; one in place has not. What
+    a transaction spills into the log and then takes back lengthens the log and nothing else.
+    """
+    (pages,) = connection.execute("PRAGMA cache_size").fetchone()
+    connection.execute("PRAGMA cache_size = 10")  # more than that is spilled
+    connection.execute("BEGIN")
+    try:
+        connection.execute("CREATE TABLE filler (content BLOB)")
+        connection.execute("INSERT INTO filler VALUES (zeroblob(?))", (WAL_BYTES,))
+    except sqlite3.OperationalError:
+        pass  # a full disk: writes lengthen the log as they always can
+    finally:
+        connection.rollback()
+        connection.execute(f"PRAGMA cache_size = {pages}")
+    log = path.with_name(path.name + "-wal")
+    if log.exists():
+        with log.open("rb") as file:
+            os.fsync(file.fileno())
