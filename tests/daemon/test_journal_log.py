@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from optmigd.daemon import journal
@@ -45,16 +46,14 @@ async def test_a_crash_leaves_what_was_written_and_nothing_of_the_filler(tmp_pat
     again = await Journal.open(crashed / "journal.db")
     assert await again.migration(_row(7).migration_id) == _row(7)
     await again.close()
-    with sqlite3.connect(crashed / "journal.db") as found:
+    with closing(sqlite3.connect(crashed / "journal.db")) as found:
         names = {name for (name,) in found.execute("SELECT name FROM sqlite_master")}
         assert found.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert "filler" not in names
-    found.close()
 
 
 def test_a_disk_too_full_for_the_log_is_no_reason_not_to_start(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
-    sqlite3.connect(path).close()
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA max_page_count = 20")  # SQLite says what it says of a full disk
