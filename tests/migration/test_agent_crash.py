@@ -35,16 +35,55 @@ def newest_agent(host: Host, enclave: str) -> int | None:
     return None
 
 
-def kill_agent(host: Host, enclave: str) -> bool:
-    """Kill the agent's own process, if there is one; its keeper goes on."""
-    pid = newest_agent(host, enclave)
-    if pid is None:
-        return False
+def kill_agent(host: Host, pid: int) -> bool:
+    """Kill the agent's own process, if it is there still; its keeper goes on."""
     with suppress(ProcessLookupError, FileNotFoundError):  # it has ended by itself
         if str(host.folder) in Path(f"/proc/{pid}/cmdline").read_text():
             os.kill(pid, signal.SIGKILL)
             return True
     return False
+
+
+class Move:
+    """A move under way, seen from one side: its agent there, and how it ends."""
+
+    def __init__(self, journey: Journey, side: str) -> None:
+        self.outcome: str | None = None
+        self._journey = journey
+        self._host = journey.here if side == "source" else journey.there
+        # The destination starts an agent for the move; the source has had its own all along.
+        self._old = None if side == "source" else newest_agent(self._host, journey.enclave)
+        self._mover = threading.Thread(target=self._move)
+        self._mover.start()
+
+    def _move(self) -> None:
+        journey = self._journey
+        try:
+            journey.here.client.migrate(journey.enclave, journey.there.name, on_stall="switch")
+            self.outcome = "completed"
+        except OptmigError as error:
+            self.outcome = error.code
+
+    def agent(self) -> int | None:
+        """The agent's process as soon as there is one; none when the move ended before."""
+        while True:
+            under_way = self._mover.is_alive()
+            pid = newest_agent(self._host, self._journey.enclave)
+            if pid is not None and pid != self._old:
+                return pid
+            if not under_way:
+                return None
+            time.sleep(0.001)
+
+    def kill(self, pid: int) -> bool:
+        """Kill this agent of the move, if it is there still."""
+        return kill_agent(self._host, pid)
+
+    def end(self) -> str:
+        """Wait for the move's end; how it ended."""
+        self._mover.join(120)
+        assert self.outcome is not None, "the move did not come to an end"
+        return self.outcome
 
 
 @pytest.mark.timeout(300)
@@ -61,29 +100,22 @@ def test_an_agent_killed_at_a_random_instant_of_a_move_loses_nothing(
     journey.here.client.launch(
         built.image, enclave=journey.enclave, memory_bytes=MEMORY_BYTES, args=BUSY
     )
-    begun_s = time.monotonic()
-    journey.move(0.0, on_stall="switch")
-    length_s = time.monotonic() - begun_s  # of a move that nobody disturbs, on this machine now
+    undisturbed = Move(journey, side)
+    assert undisturbed.agent() is not None
+    seen_s = time.monotonic()
+    assert undisturbed.end() == "completed"
+    length_s = time.monotonic() - seen_s  # of the agent's part in a move, on this machine now
+    journey.arrive()
     kills = 0
     for attempt in range(MOST_MOVES):
-        outcome: list[str] = []
-
-        def move(outcome: list[str] = outcome) -> None:
-            try:
-                journey.here.client.migrate(journey.enclave, journey.there.name, on_stall="switch")
-                outcome.append("completed")
-            except OptmigError as error:
-                outcome.append(error.code)
-
-        mover = threading.Thread(target=move)
-        mover.start()
+        move = Move(journey, side)
+        pid = move.agent()
         time.sleep(chance.uniform(0.0, length_s))  # the instant is what is random here
-        kills += kill_agent(journey.here if side == "source" else journey.there, journey.enclave)
-        mover.join(120)
-        assert outcome, "the move did not come to an end"
-        print(f"attempt {attempt}: {outcome[0]}")
-        assert outcome[0] in ("completed", "failed")
-        if outcome[0] == "completed":
+        kills += pid is not None and move.kill(pid)
+        outcome = move.end()
+        print(f"attempt {attempt}: {outcome}, {kills} killed")
+        assert outcome in ("completed", "failed")
+        if outcome == "completed":
             journey.arrive()
         if kills >= KILLS:
             break
