@@ -48,7 +48,7 @@ async def memory_comes_free(host: Host, offer: Offer) -> None:
 
     An enclave that goes back where it has just left finds the host giving back what it had.
     """
-    await memory_settles(lambda: _memory_blocker(host, offer) is None)
+    await memory_settles(lambda: _memory_blocker(host, offer) is None, host.registry.leaving)
 
 
 def is_busy(blockers: list[Blocker]) -> bool:

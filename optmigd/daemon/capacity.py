@@ -13,8 +13,8 @@ from optmigd.protocol.errors import EnclaveError
 AGENT_BYTES = 300 << 20
 """What a shim agent may take beside the arena."""
 
-SETTLE_S = 10.0
-"""A kernel takes a few GiB a second back."""
+SETTLE_S = 30.0
+"""A kernel takes a few GiB a second back; whoever waits for the answer does so twice as long."""
 SETTLE_STEP_S = 0.25
 SETTLE_STEP_BYTES = 32 << 20
 
@@ -54,16 +54,21 @@ def available_bytes() -> int:
     return _meminfo("MemAvailable")
 
 
-async def memory_settles(enough: Callable[[], bool]) -> None:
-    """Wait while memory comes free, as of an enclave that has just left, unless there is enough.
+async def memory_settles(enough: Callable[[], bool], leaving: Callable[[], bool]) -> None:
+    """Wait while memory comes free, unless there is enough; for SETTLE_S at most.
 
-    Cancellation is safe.
+    It is expected for as long as an enclave is leaving, because its memory is in use until its
+    process has ended; without one, for as long as it grows. Cancellation is safe.
+
+    Args:
+        enough: whether there is enough now.
+        leaving: whether an agent of this host is about to give memory back.
     """
     with trio.move_on_after(SETTLE_S):
         while not enough():
-            before_bytes = available_bytes()
+            expected, before_bytes = leaving(), available_bytes()
             await trio.sleep(SETTLE_STEP_S)  # the kernel tells of no memory that comes free
-            if available_bytes() < before_bytes + SETTLE_STEP_BYTES:
+            if not expected and available_bytes() < before_bytes + SETTLE_STEP_BYTES:
                 return
 
 

@@ -179,6 +179,15 @@ class Registry:
             if stay.row.state in LIVE_STATES
         ]
 
+    def leaving(self) -> bool:
+        """Whether the agent of an enclave that is here no longer has yet to end."""
+        return any(
+            stay.agent is not None and not stay.agent.gone.is_set()
+            for stays in self._stays.values()
+            for stay in stays
+            if stay.row.state not in LIVE_STATES
+        )
+
     @property
     def next_change(self) -> trio.Event:
         """Set at the next change of any instance's state."""

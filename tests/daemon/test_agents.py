@@ -11,6 +11,8 @@ import structlog
 import trio
 
 from optmigd.daemon.agents import Agent
+from optmigd.daemon.journal import InstanceRow, Journal
+from optmigd.daemon.registry import Registry
 from optmigd.daemon.spawn import AgentProcess
 
 
@@ -31,12 +33,13 @@ def process() -> Iterator[AgentProcess]:
         child.wait()
 
 
+async def ignore(status: int | None) -> None:
+    """Take an agent's exit status."""
+
+
 async def test_an_agent_that_is_asked_to_go_while_the_daemon_stops_holds_nothing_up(
     directory: Path, process: AgentProcess
 ) -> None:
-    async def ignore(status: int | None) -> None:
-        pass
-
     agent = Agent(directory, process, structlog.get_logger(), ignore)
     begun = trio.current_time()
     with trio.socket.socket(trio.socket.AF_UNIX) as server:
@@ -50,3 +53,23 @@ async def test_an_agent_that_is_asked_to_go_while_the_daemon_stops_holds_nothing
                 assert b"shutdown" in await connection.recv(1000)
                 daemon.cancel_scope.cancel()  # the daemon stops before there is an answer
     assert trio.current_time() - begun < 15
+
+
+@pytest.mark.parametrize(
+    ("state", "leaving"), [("running", False), ("incoming", False), ("moved", True), ("lost", True)]
+)
+async def test_an_enclave_that_is_here_no_longer_leaves_until_its_agent_has_ended(
+    state: str, leaving: bool, directory: Path, process: AgentProcess
+) -> None:
+    async with trio.open_nursery() as nursery:
+        journal = await Journal.open(directory / "journal.sqlite")
+        registry = Registry(directory / "enclaves", journal, nursery, [], None)
+        instance = registry.restore(InstanceRow("e1", 1, state, 1))
+        assert not registry.leaving()  # nothing of it is left
+        instance.agent = Agent(directory, process, structlog.get_logger(), ignore)
+        assert registry.leaving() == leaving
+        nursery.start_soon(instance.agent.run)
+        process.kill()
+        await instance.agent.gone.wait()
+        assert not registry.leaving()
+        await journal.close()

@@ -16,7 +16,7 @@ import trio
 import trio.testing
 
 from optmigd.config import Peer, load_settings
-from optmigd.daemon.capacity import AGENT_BYTES, memory_blocker, memory_settles
+from optmigd.daemon.capacity import AGENT_BYTES, SETTLE_S, memory_blocker, memory_settles
 from optmigd.daemon.events import BOUND, EventHub
 from optmigd.daemon.images import CHUNK_BYTES, ImageStore
 from optmigd.daemon.journal import InstanceRow, Journal, MigrationRow
@@ -240,11 +240,24 @@ async def test_memory_that_comes_free_is_waited_for(
     available = iter([1 * gib, 2 * gib, 2 * gib, 3 * gib, 3 * gib, 3 * gib])
     monkeypatch.setattr("optmigd.daemon.capacity._meminfo", lambda _: next(available))
     asked = iter([False, False, True])
-    await memory_settles(lambda: next(asked))
+    await memory_settles(lambda: next(asked), lambda: False)
     assert next(asked, None) is None
 
-    await memory_settles(lambda: False)  # nothing comes free any more
+    await memory_settles(lambda: False, lambda: False)  # nothing comes free any more
     assert next(available, None) is None
+
+
+async def test_memory_of_an_enclave_that_is_leaving_is_waited_for_before_any_comes_free(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setattr("optmigd.daemon.capacity._meminfo", lambda _: 1 << 30)
+    leaves_at_s = trio.current_time() + 5.0
+    await memory_settles(lambda: False, lambda: trio.current_time() < leaves_at_s)
+    assert leaves_at_s <= trio.current_time() < leaves_at_s + 1.0
+
+    started_s = trio.current_time()
+    await memory_settles(lambda: False, lambda: True)  # it never ends
+    assert trio.current_time() == pytest.approx(started_s + SETTLE_S)
 
 
 @pytest.mark.parametrize("wanted", ["", *ALLOWED])
