@@ -213,6 +213,7 @@ class Arrival:
         with self._host.turns.join() as waiter:
             await waiter.turn()
             agent = await registry.start(self.instance)
+        await self._host.turns.let_pass(offer.migration_id)
         self._events = agent.subscribe(offer.migration_id)
         answer = await agent.request(
             "receive",
@@ -248,6 +249,7 @@ class Arrival:
                 raise AgentConnectionLost("the connection to the shim agent was lost")
             await self._take(event)
             if event["event"] == "session":
+                await self._host.turns.let_pass(self._row.migration_id)
                 await link.send(Session(param(event["params"], "payload", bytes)))
             elif event["event"] == "resumed" and not told and self._row.resumed is not None:
                 told = True  # once: the agent answers the token of the stream and that of the link
@@ -261,6 +263,7 @@ class Arrival:
         while True:
             message = await link.receive()
             if isinstance(message, Session):
+                await self._host.turns.let_pass(self._row.migration_id)
                 params = {"migration_id": self._row.migration_id, "payload": message.payload}
                 await agent.notify("session", params)
             elif isinstance(message, Token):

@@ -33,6 +33,7 @@ def _others(host: Host, switchover: bytes) -> set[Agent]:
         if instance.agent is not None
         and not instance.agent.gone.is_set()
         and instance.migration is not None
+        and instance.migration.under_way
         and instance.migration.migration_id != switchover
     }
 

@@ -121,6 +121,11 @@ class IncomingMigration:
         return self._peer.key
 
     @property
+    def under_way(self) -> bool:
+        """The source waits in the queue, not the destination."""
+        return True
+
+    @property
     def released(self) -> bool:
         """An incoming enclave has nothing to release."""
         return False

@@ -153,6 +153,11 @@ class OutgoingMigration:
         return self._peer.key
 
     @property
+    def under_way(self) -> bool:
+        """Whether it has a slot, or needs none."""
+        return self._place is None or self._place.holds
+
+    @property
     def released(self) -> bool:
         """Whether the point of no return is past."""
         return must_deliver(self._attempt.token)
@@ -326,6 +331,8 @@ class OutgoingMigration:
             while True:
                 await first_of(place.turn, self._program_ended)
                 self.record.queued_time_ms = 1000 * (trio.current_time() - self._started_at)
+                self._host.registry.announce_change()  # it is under way
+                await self._host.turns.let_pass(self.migration_id)
                 self._check_still_possible()
                 try:
                     await self._attempt.run()
@@ -434,8 +441,8 @@ class OutgoingMigration:
                     tried=self._tell_released,
                 )
                 nursery.cancel_scope.cancel()
-        self._turn.give_back()
         if self._delivery_scope.cancelled_caught:
+            self._turn.give_back()
             await self._abandon_delivery()
             return
         self.record.report = report_of(self._attempt.ended)
@@ -450,6 +457,8 @@ class OutgoingMigration:
                 self._log.debug("finished_not_sent", error=error.message)
         self._leave()
         self.done.set()
+        self._turn.give_back()
+        await self._host.turns.let_pass(self.migration_id)
         await self._host.registry.clear(self._instance)
 
     def _tell_released(self) -> None:

@@ -42,6 +42,10 @@ class Activity(Protocol):
         """16 random bytes."""
 
     @property
+    def under_way(self) -> bool:
+        """Whether its agents have work to do; false while it waits in the queue."""
+
+    @property
     def released(self) -> bool:
         """Whether the right to execute may have left this host."""
 

@@ -141,6 +141,7 @@ class Attempt:
         self._hooks.accepted()
         dry_run = self._options.dry_run or bool(self.blockers)
         self.subscribe(agent)
+        await self._host.turns.let_pass(self.migration_id)
         async with open_flat_nursery() as nursery:
             nursery.start_soon(self._relay_from_agent, link, nursery.cancel_scope)
             nursery.start_soon(self._relay_from_peer, link, agent)
@@ -316,6 +317,7 @@ class Attempt:
                 raise AgentConnectionLost("the connection to the shim agent was lost")
             self._take(event)
             if event["event"] == "session":
+                await self._host.turns.let_pass(self.migration_id)
                 await link.send(Session(param(event["params"], "payload", bytes)))
             if self.token is not None or self.ended is not None:
                 relay.cancel()
@@ -326,6 +328,7 @@ class Attempt:
         while True:
             message = await link.receive()
             if isinstance(message, Session):
+                await self._host.turns.let_pass(self.migration_id)
                 params = {"migration_id": self.migration_id, "payload": message.payload}
                 await agent.notify("session", params)
             elif isinstance(message, Abort):

@@ -3,9 +3,10 @@
 Every host has one *turn*. A migration that has converged takes the turn of both its hosts before
 its program is parked, and keeps it until the program runs at the destination. It waits while its
 program runs on; no program is ever parked to wait. What a shim agent does when it is started, which
-takes a processor for half a second, is done in a turn as well. Nothing depends on a turn but speed,
-so it is held, and waited for, for some seconds at most: a host that hangs delays others and stops
-nobody.
+takes a processor for half a second, is done in a turn as well. What else a migration does before
+its rounds, and after its enclave has moved, waits for the end of a switchover (`let_pass`). Nothing
+depends on a turn but speed, so it is held, and waited for, for some seconds at most: a host that
+hangs delays others and stops nobody.
 """
 
 from collections import deque
@@ -16,6 +17,9 @@ import trio
 
 HOLD_S = 5.0
 """After so long the next one takes its turn whether or not the last one has given it back."""
+
+PASS_S = 1.0
+"""Nobody stands aside for longer than that."""
 
 
 class Turns:
@@ -47,6 +51,12 @@ class Turns:
     def switchover(self) -> bytes | None:
         """The migration whose switchover has the turn now."""
         return self._queue[0].switchover if self._queue else None
+
+    async def let_pass(self, migration_id: bytes) -> None:
+        """Wait while the switchover of another migration has the turn, for PASS_S at most."""
+        with trio.move_on_after(PASS_S):
+            while self.switchover not in (None, migration_id):
+                await self._changed.wait()
 
     @property
     def next_change(self) -> trio.Event:
