@@ -42,7 +42,7 @@ import os
 import platform
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -199,22 +199,34 @@ def _aligned(marks: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> bool:
     return int(marks.ctypes.data) % 8 == 0
 
 
+def no_pause() -> None:
+    """Go on at once."""
+
+
 class KernelTracker:
     """Write protection by userfaultfd, read out by PAGEMAP_SCAN, and the runtime's marks.
 
     It works on duplicates of the process's descriptors, so it may outlive the process: then every
     call raises `OSError`, and `disarm` has nothing to do.
+
+    Args:
+        process, arena: what is tracked.
+        pause: called between two slices of written pages while the program runs; it may block.
+
     """
 
     name = "kernel"
     gave_back = True
 
-    def __init__(self, process: Tracked, arena: Arena) -> None:
+    def __init__(
+        self, process: Tracked, arena: Arena, pause: Callable[[], None] = no_pause
+    ) -> None:
         why = probe(process)
         if why:
             raise TrackerUnavailable(why)
         self._marks = process.ctl.marks
         self._arena = arena
+        self._pause = pause
         self._ranges = tracked_ranges(arena)
         self._reach = Reach(arena)
         self._scanners = ThreadPoolExecutor(SCANNERS, thread_name_prefix="scanner")
@@ -296,6 +308,7 @@ class KernelTracker:
             at = _PM_SCAN_ARG.unpack(arg)[_WALK_END]
             if not parked and counts.sum() == SLICE_PAGES:
                 time.sleep(time.monotonic() - begun_s)
+                self._pause()
         return found
 
     def disarm(self) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Protocol
 
 from optmigd.enclave_shim.arena import Arena
 from optmigd.enclave_shim.compiler_tracker import CompilerTracker, marks_itself
 from optmigd.enclave_shim.image import Image
-from optmigd.enclave_shim.tracker import KernelTracker, Tracked, Tracker, probe
+from optmigd.enclave_shim.tracker import KernelTracker, Tracked, Tracker, no_pause, probe
 from optmigd.protocol.errors import TrackerUnavailable
 
 
@@ -55,8 +56,12 @@ def name_of(enclave: Trackable) -> str:
     return "none" if why else name
 
 
-def make_tracker(enclave: Trackable) -> Tracker:
+def make_tracker(enclave: Trackable, pause: Callable[[], None] = no_pause) -> Tracker:
     """A tracker for a migration, not armed yet.
+
+    Args:
+        enclave: whose.
+        pause: called now and then during long work while the program runs; it may block.
 
     Raises:
         TrackerUnavailable: there is none for this enclave on this host.
@@ -66,7 +71,7 @@ def make_tracker(enclave: Trackable) -> Tracker:
         raise TrackerUnavailable(why)
     if name == "compiler":
         return CompilerTracker(enclave.process, enclave.arena)
-    return KernelTracker(enclave.process, enclave.arena)
+    return KernelTracker(enclave.process, enclave.arena, pause)
 
 
 def _why_no_marks(enclave: Trackable) -> str:

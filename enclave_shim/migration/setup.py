@@ -57,5 +57,5 @@ def make_rounds(
     files = TravellingFiles(enclave.own_dir, enclave.io_files, answer.record_bytes)
     tracker = None
     if orders.mode == "precopy":
-        tracker = make_tracker(enclave)
+        tracker = make_tracker(enclave, gate.wait)
     return Rounds(enclave.arena, senders, files, tracker)

@@ -267,7 +267,7 @@ async def test_switchovers_take_turns_also_in_opposite_directions() -> None:
 
 
 async def test_while_one_switches_over_the_bulk_work_of_the_others_is_held() -> None:
-    async with two_sites() as pair:
+    async with two_sites(**{"limits.max_outgoing": 2}) as pair:
         story = pair.directory / "story"
         await pair.launch("waits", script=holding(pair))
         await pair.a.client.migrate("waits", "b", detach=True)
@@ -277,6 +277,9 @@ async def test_while_one_switches_over_the_bulk_work_of_the_others_is_held() -> 
         await pair.launch("leaves", script=script)
         await pair.a.client.migrate("leaves", "b", detach=True)
         await wait_for_state(pair.a, "leaves", "switchover")
+        await pair.launch("queued")
+        await pair.a.client.migrate("queued", "b", detach=True)
+        await wait_for_place(pair.a, "queued", 1)
 
         def held(site: Site, enclave: str) -> str:
             (instance,) = (site.directory / "state/enclaves").glob(f"{enclave}@*")
@@ -292,11 +295,31 @@ async def test_while_one_switches_over_the_bulk_work_of_the_others_is_held() -> 
         await is_held(pair.a, "yes")
         await is_held(pair.b, "yes")
         assert held(pair.a, "leaves") == held(pair.b, "leaves") == "never"
+        assert held(pair.a, "queued") == "never", "it has nothing to hold"
         leave(go)
         await is_held(pair.a, "no")
         await is_held(pair.b, "no")
         let_go(pair)
         await wait_for_state(pair.a, "waits", "completed")
+        await wait_for_state(pair.a, "queued", "completed")
+
+
+async def test_while_one_switches_over_no_other_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optmigd.daemon.turns.PASS_S", 60.0)
+    async with two_sites() as pair:
+        go = pair.directory / "leave"
+        script = holding(
+            pair, "switchover", converge=str(pair.directory / "story"), hold_until=str(go)
+        )
+        await pair.launch("leaves", script=script)
+        await pair.a.client.migrate("leaves", "b", detach=True)
+        await wait_for_state(pair.a, "leaves", "switchover")
+        await pair.launch("later")
+        await pair.a.client.migrate("later", "b", detach=True)
+        await trio.sleep(0.3)  # time enough to begin, if nothing kept it from that
+        assert not list((pair.b.directory / "state/enclaves").glob("later@*"))
+        leave(go)
+        await wait_for_state(pair.a, "later", "completed")
 
 
 async def test_a_change_under_way_reaches_the_agent_and_the_streams() -> None:

@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from optmigd.daemon.turns import HOLD_S, Turns
+from optmigd.daemon.turns import HOLD_S, PASS_S, Turns
 
 
 async def test_one_at_a_time_and_in_order(autojump_clock: MockClock) -> None:
@@ -78,3 +78,40 @@ async def test_a_turn_that_is_never_given_back_is_passed_over(autojump_clock: Mo
             with turns.join() as third:
                 await third.turn()
                 assert trio.current_time() - started == pytest.approx(2 * HOLD_S)
+
+
+async def test_a_switchover_is_let_pass_by_others(autojump_clock: MockClock) -> None:
+    turns = Turns()
+    started = trio.current_time()
+    passed_s: dict[bytes, float] = {}
+
+    async def let_pass(migration_id: bytes) -> None:
+        await turns.let_pass(migration_id)
+        passed_s[migration_id] = trio.current_time() - started
+
+    async with trio.open_nursery() as nursery:
+        with turns.join(b"first") as first, turns.join(b"second"):
+            await first.turn()
+            for migration_id in (b"first", b"second", b"other"):
+                nursery.start_soon(let_pass, migration_id)
+            await trio.sleep(0.3)
+    # The second had the turn as soon as the first had left, and left at once.
+    assert passed_s == {b"first": 0.0, b"second": pytest.approx(0.3), b"other": pytest.approx(0.3)}
+
+
+async def test_the_start_of_an_agent_is_not_waited_for(autojump_clock: MockClock) -> None:
+    turns = Turns()
+    started = trio.current_time()
+    with turns.join() as agent, turns.join(b"first"):
+        await agent.turn()
+        await turns.let_pass(b"other")
+    assert trio.current_time() == started
+
+
+async def test_nobody_lets_a_switchover_pass_for_ever(autojump_clock: MockClock) -> None:
+    turns = Turns()
+    with turns.join(b"hung") as hung:
+        await hung.turn()
+        started = trio.current_time()
+        await turns.let_pass(b"other")
+        assert trio.current_time() - started == pytest.approx(PASS_S)

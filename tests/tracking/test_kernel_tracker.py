@@ -157,6 +157,27 @@ def test_after_disarm_nothing_is_registered_and_arming_again_works(binary: Path)
             again.disarm()
 
 
+def test_long_work_pauses_between_slices_while_the_program_runs(
+    binary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optmigd.enclave_shim.tracker.SLICE_PAGES", 500)
+    pauses: list[int] = []
+    with armed(binary) as (process, earlier):
+        earlier.disarm()
+        tracker = KernelTracker(process, process.arena, lambda: pauses.append(1))
+        tracker.arm()
+        try:
+            process.do(f"w {FREE} 2000 3")
+            pauses.clear()
+            assert len(collected(tracker)) == 2000
+            assert len(pauses) == 4
+            process.do(f"w {FREE} 2000 4")
+            assert len(pages_of_runs(tracker.collect(parked=True))) == 2000
+            assert len(pauses) == 4, "parked, the program waits for this"
+        finally:
+            tracker.disarm()
+
+
 def test_disarm_after_the_process_is_gone(binary: Path) -> None:
     with armed(binary) as (process, tracker):
         process.popen.kill()
