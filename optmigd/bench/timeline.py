@@ -60,7 +60,13 @@ def speeds(intervals: list[Interval], marks: list[Mark]) -> dict[str, float]:
 
 
 def measure(
-    size_mib: int, rate_mb_s: int, pattern: str, mode: Mode, tracker: Tracker = "auto"
+    size_mib: int,
+    rate_mb_s: int,
+    pattern: str,
+    mode: Mode,
+    tracker: Tracker = "auto",
+    *,
+    max_bandwidth: int = 0,
 ) -> dict[str, Any]:
     """Move the writer once and return its time line.
 
@@ -70,6 +76,7 @@ def measure(
         pattern: `uniform` or `zipfian`.
         mode: of the migration.
         tracker: which finds the written pages.
+        max_bandwidth: of the move, in bytes a second; 0: none.
     """
     with two_hosts() as (alpha, beta, folder):
         program = build_workload("writer", folder, marks=tracker == "compiler")
@@ -100,7 +107,9 @@ def measure(
 
         time.sleep(SETTLE_S)
         mark("begin")
-        moved = alpha.client.migrate("writer", "beta", mode=mode, on_event=look)
+        moved = alpha.client.migrate(
+            "writer", "beta", mode=mode, max_bandwidth=max_bandwidth, on_event=look
+        )
         mark("end")
         time.sleep(SETTLE_S)
         beta.client.stop("writer")
