@@ -9,11 +9,18 @@ The limit is what a program can bear, not what it should be made to bear. So wit
 go on as long as each leaves clearly less than it sent: they shrink by the ratio of dirty rate to
 throughput, so what they cost together is little more than the first of them. The switchover comes
 at the minimum, where the fixed cost of a round lets as much become dirty as the round has sent.
+
+That minimum may be above the limit where pages are written nearly as fast as they are sent. But
+most of a round's fixed cost is the wait for its confirmation, and what is sent ahead of the last
+round's end (see `worth_sending_ahead`) waits for none: done several times, that leaves less. So the
+switchover comes as well if that is expected to be within the limit; whoever does it looks again
+before the program is parked.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import ge
 from typing import Literal
 
 from optmigd.protocol.errors import LocalProtocolError
@@ -25,10 +32,11 @@ SHRINK = 0.9
 SHRINK_CLEARLY = 0.7
 # and to shorten the downtime by this much: less is lost in the noise.
 LEAST_GAIN_MS = 0.5
-# Throughput is the best of so many rounds and bytes at the least. A round's fixed cost can only
-# make the streams look slower than they are, and of a short one it is nearly all.
+# Throughput is the best of so many rounds, bytes and seconds at the least. A round's fixed cost can
+# only make the streams look slower than they are, and of a short one it is nearly all.
 THROUGHPUT_ROUNDS = 3
 THROUGHPUT_BYTES = 64 << 20
+THROUGHPUT_S = 0.5
 THROTTLE_STEP_PERMILLE = 100
 THROTTLE_MAX_PERMILLE = 990
 # Gently: a program that needs more is held back by so much more at every stall.
@@ -37,6 +45,8 @@ THROTTLE_RISE_PERMILLE = 250
 THROTTLE_TARGET = 0.5
 # What sending a little while the program runs takes beside the bytes (measured on loopback).
 AHEAD_COST_MS = 2.0
+# So often at the most it is done where the limit depends on it.
+AHEAD_MOST = 16
 # What a round takes with nothing to send, in a forecast (measured on loopback: scan, round trip).
 ROUND_COST_S = 0.005
 
@@ -82,12 +92,14 @@ class Settings:
         on_stall: what to do when rounds stop shrinking.
         fixed_ms: the part of the downtime that does not depend on dirty pages.
         page_bytes: size of a page.
+        ahead: whether to count on what can be sent ahead.
     """
 
     downtime_limit_ms: float
     on_stall: OnStall
     fixed_ms: float
     page_bytes: int = PAGE_BYTES
+    ahead: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,9 +109,13 @@ class Continue:
 
 @dataclass(frozen=True)
 class SwitchOver:
-    """Quiesce now; `reason` is `converged` or `stalled`."""
+    """Quiesce now; `reason` is `converged` or `stalled`.
+
+    `ahead`: first send ahead up to AHEAD_MOST times, and only if that has come within the limit.
+    """
 
     reason: Literal["converged", "stalled"]
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,11 +137,13 @@ Decision = Continue | SwitchOver | Throttle | Abort
 
 def throughput(history: Sequence[RoundStats]) -> float:
     """Return bytes per second over the last rounds; 0 where nothing was measured."""
-    sent_bytes, best = 0, 0.0
+    sent_bytes, took_s, best = 0, 0.0, 0.0
+    least = (THROUGHPUT_ROUNDS, THROUGHPUT_BYTES, THROUGHPUT_S)
     for count, stats in enumerate(reversed(history)):
-        if count >= THROUGHPUT_ROUNDS and sent_bytes >= THROUGHPUT_BYTES:
+        if all(map(ge, (count, sent_bytes, took_s), least)):
             break
         sent_bytes += stats.bytes
+        took_s += stats.duration_s
         if stats.duration_s > 0:
             best = max(best, stats.bytes / stats.duration_s)
     return best
@@ -185,9 +203,27 @@ def worth_sending_ahead(history: Sequence[RoundStats]) -> bool:
     last = history[-1]
     if last.next_pages == 0 or last.duration_s <= 0:
         return False
-    ahead_ms = expected_downtime_ms(last.next_pages, throughput(history), AHEAD_COST_MS)
-    written = ahead_ms * 1e-3 * last.dirty_pages / last.duration_s
-    return written < SHRINK_CLEARLY * last.next_pages
+    return _written_meanwhile(history, last.next_pages) < SHRINK_CLEARLY * last.next_pages
+
+
+def _written_meanwhile(history: Sequence[RoundStats], pages: float) -> float:
+    """How many pages are written while so many are sent ahead."""
+    last = history[-1]
+    ahead_ms = expected_downtime_ms(math.ceil(pages), throughput(history), AHEAD_COST_MS)
+    return ahead_ms * 1e-3 * last.dirty_pages / last.duration_s
+
+
+def _left_ahead(history: Sequence[RoundStats]) -> float:
+    """How many pages sending ahead is expected to leave, hot ones among them."""
+    last = history[-1]
+    left = float(last.next_pages)
+    if left and last.duration_s > 0:
+        for _ in range(AHEAD_MOST):
+            written = _written_meanwhile(history, left)
+            if written >= left:
+                break
+            left = written
+    return left + last.hot_pages
 
 
 def decide(history: Sequence[RoundStats], settings: Settings) -> Decision:
@@ -206,6 +242,10 @@ def decide(history: Sequence[RoundStats], settings: Settings) -> Decision:
         return Continue() if worth_another(history, settings) else SwitchOver("converged")
     if not stalled(history):
         return Continue()
+    left = math.ceil(_left_ahead(history))
+    ahead_ms = expected_downtime_ms(left, speed, settings.fixed_ms, settings.page_bytes)
+    if settings.ahead and ahead_ms <= settings.downtime_limit_ms:
+        return SwitchOver("converged", ahead=True)
     if settings.on_stall == "switch":
         return SwitchOver("stalled")
     if settings.on_stall == "throttle" and last.throttle_permille < THROTTLE_MAX_PERMILLE:
@@ -279,12 +319,15 @@ def forecast(
         history.append(RoundStats(len(history), to_send, 0, sent_bytes, duration_s, dirty))
         to_send = dirty
         decision = decide(history, settings)
+    left = to_send
+    if isinstance(decision, SwitchOver) and decision.ahead:
+        left = math.ceil(_left_ahead(history))
     downtime_ms = expected_downtime_ms(
-        to_send, throughput(history), settings.fixed_ms, settings.page_bytes
+        left, throughput(history), settings.fixed_ms, settings.page_bytes
     )
     return Forecast(
         rounds=len(history),
         total_time_ms=1000.0 * sum(stats.duration_s for stats in history) + downtime_ms,
         downtime_ms=downtime_ms,
-        converges=decision == SwitchOver("converged"),
+        converges=isinstance(decision, SwitchOver) and decision.reason == "converged",
     )

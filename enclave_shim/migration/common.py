@@ -31,7 +31,6 @@ UNPACED = (1 << 8 * struct.calcsize("@L")) - 1
 """What the kernel takes for no pacing. Source: net/core/sock.c."""
 
 RECORD_BYTES = 1 << 20
-QUIESCE_TIMEOUT_S = 10.0
 DEFAULT_SWITCHOVER_STALL_S = 30.0
 
 

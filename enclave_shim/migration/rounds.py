@@ -20,7 +20,7 @@ from optmigd.enclave_shim.migration.background import run_in_background
 from optmigd.enclave_shim.migration.hot_pages import HotPages
 from optmigd.enclave_shim.migration.pump import Sender
 from optmigd.enclave_shim.tracker import Tracker
-from optmigd.protocol.convergence import RoundStats
+from optmigd.protocol.convergence import PAGE_BYTES, RoundStats, throughput
 from optmigd.protocol.errors import RemoteProtocolError
 from optmigd.protocol.records import Counts, overall_chain
 from optmigd.protocol.session import RoundDone
@@ -29,7 +29,8 @@ BACKGROUND_PAGES = 1 << 14
 """A round of so many pages (64 MiB) takes long enough for a program to feel it."""
 
 FEW_PAGES = 1 << 10
-"""A round of fewer pages takes less time to send than threads take to agree."""
+FEW_S = 0.003
+"""A round of fewer pages, sent within that time, is over before threads have agreed."""
 
 STALE_S = 0.005
 """What was collected longer ago says too little about what is dirty now."""
@@ -146,11 +147,13 @@ class Rounds:
     async def send_ahead(self) -> None:
         """Send what is pending as a first part of the last round, while the program still runs.
 
-        Hot pages wait. The round stays open: collect again with the program parked, then `send`.
+        Hot pages wait. The round stays open: collect again, with the program parked unless too much
+        has become dirty meanwhile, then `send`.
 
         Raises, and is cancelled: see `send`.
         """
-        self._started_s = time.monotonic()
+        if not self._sent_ahead:
+            self._started_s = time.monotonic()
         self.pending, hot = self.hot_pages.part(self.pending)
 
         def send_on(senders: list[Sender]) -> None:
@@ -202,20 +205,28 @@ class Rounds:
         for count in counts:
             self._sent.add(count)
         self._last_sent = round_no
+        self._sent_ahead = False
         self.pending, self._holes = hot, NOTHING
 
     async def _on_all_streams(self, send_on: Callable[[list[Sender]], None]) -> None:
         """Run that for all streams together if there is little to send, or else for each."""
         pages = self.dirty_pages
         in_background = not self._parked and pages >= BACKGROUND_PAGES
-        # One thread for little: two would wait for each other's interpreter lock.
-        together = [self._senders] if pages < FEW_PAGES else [[one] for one in self._senders]
+        together = [self._senders] if self._few(pages) else [[one] for one in self._senders]
         async with trio.open_nursery() as nursery:
             for senders in together:
                 send: Callable[[], None] = partial(send_on, senders)
                 if in_background:
                     send = partial(run_in_background, send)
                 nursery.start_soon(partial(trio.to_thread.run_sync, send, limiter=self._limiter))
+
+    def _few(self, pages: int) -> bool:
+        """Whether one thread should send all: two would wait for each other's interpreter lock.
+
+        Not over a slow link: a stream after the other would be sent at one stream's rate.
+        """
+        speed = throughput(self.history)
+        return pages < FEW_PAGES and pages * PAGE_BYTES <= FEW_S * speed
 
     def confirm(self, done: RoundDone) -> None:
         """Compare the destination's account with this side's.

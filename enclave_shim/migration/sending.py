@@ -9,6 +9,7 @@ from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.enclave_shim.migration.common import Streams
 from optmigd.enclave_shim.migration.rounds import Rounds
 from optmigd.enclave_shim.migration.switchover import end_if_stalled, receive_ready
+from optmigd.protocol.convergence import AHEAD_MOST
 from optmigd.protocol.errors import ChannelClosed
 from optmigd.protocol.handoff_seals import HandoffSeals
 from optmigd.protocol.session import Ready
@@ -49,6 +50,20 @@ class Sending:
         except BaseExceptionGroup:
             await trio.sleep(REFUSAL_GRACE_S)
             raise
+
+    async def send_ahead(self, rounds: Rounds) -> None:
+        """Send ahead and look what is dirty then, again while that is less.
+
+        Raises:
+            ExceptionGroup: as `send`.
+
+        """
+        for _ in range(AHEAD_MOST):
+            before = rounds.dirty_pages
+            await self.send(rounds.send_ahead)
+            await trio.to_thread.run_sync(rounds.collect)
+            if rounds.dirty_pages >= before:
+                return
 
     async def send_last(
         self, rounds: Rounds, seal_manifest: Callable[[], bytes], stall_s: float

@@ -26,7 +26,6 @@ from functools import partial
 import trio
 
 from optmigd.enclave_shim.migration.common import (
-    QUIESCE_TIMEOUT_S,
     Appraiser,
     Emit,
     Enclave,
@@ -71,6 +70,8 @@ from optmigd.protocol.convergence import (
     Settings,
     SwitchOver,
     decide,
+    expected_downtime_ms,
+    throughput,
     worth_sending_ahead,
 )
 from optmigd.protocol.convergence import Throttle as HoldBack
@@ -137,6 +138,7 @@ class Source(Part):
         self._sending = Sending(self.streams, self.bulk_gate)
         self._throttle = Throttle(enclave.process)
         self._turn = SwitchoverTurn(emit, wanted=orders.ask_for_turn)
+        self._count_on_ahead = True
         self._departure: Departure | None = None
         self._quiet = ExitStack()  # until the program runs, here or there
         memory.note_migration(UnderWay(binding.migration_id, "source"))
@@ -284,8 +286,6 @@ class Source(Part):
                 if self.orders.mode == "precopy":
                     await self.announcer.enter()
                     await self._pre_copy(rounds)
-                    await self._throttle.stop()
-                    self._report.held_back(self._throttle)
                 active.cancel()
             self._quiet.enter_context(quiet_interpreter())
             await self._switch_over(rounds, answer)
@@ -341,15 +341,21 @@ class Source(Part):
             await self._emit("round", fields)
             decision = decide(rounds.history, self._settings())
             match decision:
-                case SwitchOver(reason=reason):
+                case SwitchOver(reason=reason, ahead=ahead):
                     if await self._turn.came():
-                        self._log.info("switchover_decided", reason=reason)
+                        self._log.info("switchover_decided", reason=reason, ahead=ahead)
                         self.bulk_gate.keep_open()  # another's switchover may have shut it
-                        if worth_sending_ahead(rounds.history):
-                            await self._sending.send(rounds.send_ahead)
-                        return
-                    # It has run on meanwhile: or the next round would leave that to the last one.
-                    await trio.to_thread.run_sync(rounds.collect)
+                        if not ahead:
+                            if worth_sending_ahead(rounds.history):
+                                await self._sending.send(rounds.send_ahead)
+                            return
+                        if await self._come_within_limit(rounds):
+                            return
+                        self._count_on_ahead = False
+                        self.bulk_gate.keep_open(False)
+                    else:
+                        # It has run on: or the next round would leave that to the last one.
+                        await trio.to_thread.run_sync(rounds.collect)
                 case HoldBack(permille=permille):
                     self._log.info("program_held_back", permille=permille)
                     self._throttle.permille = permille
@@ -357,11 +363,19 @@ class Source(Part):
                 case Abort(reason=reason):
                     raise NotConverging(reason)
 
+    async def _come_within_limit(self, rounds: Rounds) -> bool:
+        """Send ahead while that leaves less; whether what is left may wait for the park."""
+        await self._sending.send_ahead(rounds)
+        speed = throughput(rounds.history)
+        expected_ms = expected_downtime_ms(rounds.dirty_pages, speed, FIXED_DOWNTIME_MS)
+        return expected_ms <= self.orders.downtime_limit_ms
+
     def _settings(self) -> Settings:
         return Settings(
             downtime_limit_ms=self.orders.downtime_limit_ms,
             on_stall=self.orders.on_stall,
             fixed_ms=FIXED_DOWNTIME_MS,
+            ahead=self._count_on_ahead,
         )
 
     async def _tell_progress(self, rounds: Rounds, active: trio.CancelScope) -> None:
@@ -382,8 +396,8 @@ class Source(Part):
         self.bulk_gate.keep_open()
         self.migration.handle(Event.CONVERGED)
         await self.announcer.enter()
-        with parts.measure("quiesce"):
-            await process.quiesce(QUIESCE_TIMEOUT_S)
+        parts.parts_ms["quiesce"] = round(1e3 * await self._throttle.park(), 3)
+        self._report.held_back(self._throttle)
         self._report.parked(process)
         self.migration.handle(Event.QUIESCED)
         with parts.measure("last_scan"):

@@ -18,7 +18,7 @@ from optmigd.enclave_shim.process import Process
 PERIOD_S = 0.05
 """Of a throttle in which parking takes no time."""
 LONGEST_HOLD_S = 1.0
-PARK_TIMEOUT_S = 5.0
+PARK_TIMEOUT_S = 10.0
 
 
 class Throttle:
@@ -36,7 +36,9 @@ class Throttle:
         self._process = process
         self._permille = 0
         self._changed = trio.Event()
-        self._idle = trio.Lock()
+        self._asked = trio.Event()  # to park it for good
+        self._parked = trio.Event()
+        self._parking_s = 0.0
 
     @property
     def permille(self) -> int:
@@ -52,39 +54,63 @@ class Throttle:
     async def run(self) -> None:
         """Park and resume in turn while there is anything to hold back; until cancelled.
 
-        However it ends, the program is not parked by it afterwards.
+        However it ends, the program is not parked by it afterwards, but by `park`.
 
         Raises:
             MigrationTimeout: the program did not park.
             RuntimeFailed: the program ended.
 
         """
-        while True:
+        while not self._parked.is_set():
             if self._permille == 0:
                 self._changed = trio.Event()
                 await self._changed.wait()
             resumed_s = time.monotonic()
-            await trio.sleep(PERIOD_S * (1000 - self._permille) / 1000)
-            async with self._idle:
-                if self._permille:
-                    await self._hold(resumed_s)
+            await self._pause(PERIOD_S * (1000 - self._permille) / 1000)
+            await self._hold(resumed_s)
 
     async def _hold(self, resumed_s: float) -> None:
+        begun_s = time.monotonic()
+        for_good = self._asked.is_set()
         try:
             await self._process.quiesce(PARK_TIMEOUT_S)
             parked_s = time.monotonic()
+            if for_good:
+                self._parking_s = parked_s - begun_s
+                self._parked.set()
+                return
             try:
-                await trio.sleep(hold_s(parked_s - resumed_s, self._permille))
+                await self._pause(hold_s(parked_s - resumed_s, self._permille))
             finally:
                 self.held_ms += (time.monotonic() - parked_s) * 1e3
         finally:
-            self._process.resume()
+            if not self._parked.is_set():
+                self._process.resume()
 
-    async def stop(self) -> None:
-        """Hold nothing back any more; returns when the program is not parked by this."""
-        self.permille = 0
-        async with self._idle:
-            return
+    async def _pause(self, pause_s: float) -> None:
+        with trio.move_on_after(pause_s):
+            await self._asked.wait()
+
+    async def park(self) -> float:
+        """Park the program for good; returns how many seconds that took.
+
+        A hold that is under way ends, and `run` parks the program again at once: whoever asks has
+        just found little to be dirty, and one that has fallen behind writes at its full speed
+        whenever it runs. After any other exit than a return, the caller must resume it.
+
+        Raises:
+            MigrationTimeout: it did not park.
+            RuntimeFailed: it ended.
+
+        """
+        if self._permille:
+            self._asked.set()
+            await self._parked.wait()
+        else:
+            begun_s = time.monotonic()
+            await self._process.quiesce(PARK_TIMEOUT_S)
+            self._parking_s = time.monotonic() - begun_s
+        return self._parking_s
 
 
 def hold_s(ran_s: float, permille: int) -> float:

@@ -1,6 +1,7 @@
 """When the source collects: what it decides by is what is dirty when the round is confirmed."""
 
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
@@ -12,8 +13,11 @@ import trio
 from optmigd.enclave_shim.arena import Arena, Runs, as_runs, pages_of_runs, runs_of_pages
 from optmigd.enclave_shim.files import TravellingFiles
 from optmigd.enclave_shim.migration import rounds as rounds_module
+from optmigd.enclave_shim.migration.bulk_gate import BulkGate
+from optmigd.enclave_shim.migration.common import Streams
 from optmigd.enclave_shim.migration.pump import Sender
 from optmigd.enclave_shim.migration.rounds import FEW_PAGES, STALE_S, Rounds
+from optmigd.enclave_shim.migration.sending import Sending
 from optmigd.protocol.errors import RemoteProtocolError
 from optmigd.protocol.records import Counts
 from optmigd.protocol.session import RoundDone
@@ -99,8 +103,12 @@ class Scripted:
 class Recorder:
     """In the place of a sender: notes which pages each round sends, and in which thread."""
 
-    def __init__(self, meet: threading.Barrier | None = None) -> None:
+    def __init__(
+        self, meet: threading.Barrier | None = None, meet_in: int = 0, sent_bytes: int = 0
+    ) -> None:
         self._meet = meet
+        self._meet_in = meet_in
+        self._sent_bytes = sent_bytes
         self.sent: list[list[int]] = []
         self.threads: list[int] = []
         self.closed = False
@@ -114,7 +122,7 @@ class Recorder:
     def send_pages(self, round_no: int, runs: Runs, holes: Runs) -> None:
         assert not self.closed
         assert round_no == self.rounds_closed
-        if self._meet is not None and round_no == 0:
+        if self._meet is not None and round_no == self._meet_in:
             self._meet.wait(timeout=10)
         self.sent.append(pages_of_runs(runs).tolist())
         self.threads.append(threading.get_ident())
@@ -123,7 +131,7 @@ class Recorder:
         self.rounds_closed += 1
         self.closed = last
         self.file_steps += len(list(steps))
-        return Counts()
+        return Counts(bytes=self._sent_bytes)
 
 
 @pytest.mark.parametrize("pages", [1, FEW_PAGES])
@@ -225,10 +233,67 @@ async def test_little_is_sent_by_one_thread_and_much_by_one_for_each_stream(
     arena: Arena, tmp_path: Path
 ) -> None:
     meet = threading.Barrier(2)  # in round 0, at the same time or never
-    senders = [Recorder(meet), Recorder(meet)]
+    # So much in a round that lasts for less than a second: the link is fast.
+    senders = [Recorder(meet, sent_bytes=1 << 40), Recorder(meet, sent_bytes=1 << 40)]
     files = TravellingFiles(tmp_path, {}, 4096)
     rounds = Rounds(arena, [cast(Sender, one) for one in senders], files, Scripted([5], []))
     assert arena.page_count >= FEW_PAGES
     await run_rounds(rounds, 1)
     (_, little), (_, other_little) = (one.threads for one in senders)
     assert little == other_little
+
+
+async def test_over_a_slow_link_little_is_sent_by_one_thread_for_each_stream(
+    arena: Arena, tmp_path: Path
+) -> None:
+    meet = threading.Barrier(2)  # in round 1, at the same time or never
+    senders = [Recorder(meet, 1, sent_bytes=1), Recorder(meet, 1, sent_bytes=1)]
+    files = TravellingFiles(tmp_path, {}, 4096)
+    rounds = Rounds(arena, [cast(Sender, one) for one in senders], files, Scripted([5], []))
+    await run_rounds(rounds, 1)
+    (_, one), (_, other) = (sender.threads for sender in senders)
+    assert one != other
+
+
+async def test_after_something_was_sent_ahead_the_program_may_run_on(
+    arena: Arena, tmp_path: Path
+) -> None:
+    """Too much had become dirty meanwhile: the round ends as any other, and the next is one too."""
+    sender = Recorder()
+    tracker = Scripted([5], [6], [7], [8], [])
+    rounds = Rounds(arena, [cast(Sender, sender)], TravellingFiles(tmp_path, {}, 4096), tracker)
+    rounds.begin()
+    await rounds.send()
+    rounds.collect()
+    rounds.record()
+    gate = BulkGate()
+    await Sending(Streams(1), gate).send_ahead(rounds)  # 6 is no less than 5
+    assert sender.sent[1:] == [[5]]
+    assert (sender.rounds_closed, rounds.dirty_pages) == (1, 1)
+    await rounds.send()
+    rounds.collect()
+    assert rounds.record().round_no == 1
+    before_s = time.monotonic()
+    await rounds.send()
+    rounds.collect()
+    assert rounds.record().duration_s <= time.monotonic() - before_s
+    assert sender.sent[2:] == [[6], [7]]
+
+
+async def test_it_is_sent_ahead_again_while_that_leaves_less(arena: Arena, tmp_path: Path) -> None:
+    sender = Recorder()
+    left = [list(range(count)) for count in (40, 30, 20, 25, 1)]
+    rounds = Rounds(
+        arena,
+        [cast(Sender, sender)],
+        TravellingFiles(tmp_path, {}, 4096),
+        Scripted(*left),
+    )
+    rounds.hot_pages.stop()
+    rounds.begin()
+    await rounds.send()
+    rounds.collect()
+    rounds.record()
+    await Sending(Streams(1), BulkGate()).send_ahead(rounds)
+    assert [len(pages) for pages in sender.sent[1:]] == [40, 30, 20]
+    assert rounds.dirty_pages == 25
