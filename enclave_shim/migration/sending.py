@@ -52,18 +52,20 @@ class Sending:
             raise
 
     async def send_ahead(self, rounds: Rounds) -> None:
-        """Send ahead and look what is dirty then, again while that is less.
+        """Send ahead and look what is dirty then, again until that was not less two times running.
 
         Raises:
             ExceptionGroup: as `send`.
 
         """
+        least, in_vain = rounds.dirty_pages, 0
         for _ in range(AHEAD_MOST):
-            before = rounds.dirty_pages
             await self.send(rounds.send_ahead)
             await trio.to_thread.run_sync(rounds.collect)
-            if rounds.dirty_pages >= before:
+            in_vain = 0 if rounds.dirty_pages < least else in_vain + 1
+            if in_vain == 2:
                 return
+            least = min(least, rounds.dirty_pages)
 
     async def send_last(
         self, rounds: Rounds, seal_manifest: Callable[[], bytes], stall_s: float

@@ -99,6 +99,8 @@ from optmigd.protocol.wire import encode
 
 PROGRESS_INTERVAL_S = 0.5
 FAREWELL_TIMEOUT_S = 2.0
+TRIES_AHEAD = 3
+"""So often what sending ahead leaves is counted on; a program may write more just then."""
 
 
 class Source(Part):
@@ -138,7 +140,7 @@ class Source(Part):
         self._sending = Sending(self.streams, self.bulk_gate)
         self._throttle = Throttle(enclave.process)
         self._turn = SwitchoverTurn(emit, wanted=orders.ask_for_turn)
-        self._count_on_ahead = True
+        self._tries_ahead = TRIES_AHEAD
         self._departure: Departure | None = None
         self._quiet = ExitStack()  # until the program runs, here or there
         memory.note_migration(UnderWay(binding.migration_id, "source"))
@@ -351,7 +353,7 @@ class Source(Part):
                             return
                         if await self._come_within_limit(rounds):
                             return
-                        self._count_on_ahead = False
+                        self._tries_ahead -= 1
                         self.bulk_gate.keep_open(False)
                     else:
                         # It has run on: or the next round would leave that to the last one.
@@ -375,7 +377,7 @@ class Source(Part):
             downtime_limit_ms=self.orders.downtime_limit_ms,
             on_stall=self.orders.on_stall,
             fixed_ms=FIXED_DOWNTIME_MS,
-            ahead=self._count_on_ahead,
+            ahead=self._tries_ahead > 0,
         )
 
     async def _tell_progress(self, rounds: Rounds, active: trio.CancelScope) -> None:
