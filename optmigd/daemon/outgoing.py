@@ -24,6 +24,7 @@ from optmigd.daemon.host import Host, now_s
 from optmigd.daemon.journal import MigrationRow
 from optmigd.daemon.nurseries import first_of, open_flat_nursery
 from optmigd.daemon.outcomes import report_of, why_not_moved
+from optmigd.daemon.queueing import peer_after_queue, program_ended
 from optmigd.daemon.records import MigrationRecord
 from optmigd.daemon.registry import Instance
 from optmigd.daemon.source import Attempt, Hooks, MigrateOptions
@@ -37,7 +38,6 @@ from optmigd.protocol.errors import (
     MigrationFailed,
     MigrationTimeout,
     OptmigError,
-    UnknownHost,
     to_wire,
 )
 from optmigd.protocol.link import Finished
@@ -155,7 +155,7 @@ class OutgoingMigration:
     @property
     def under_way(self) -> bool:
         """Whether it has a slot, or needs none."""
-        return self._place is None or self._place.holds
+        return self.record.dry_run or (self._place is not None and self._place.holds)
 
     @property
     def released(self) -> bool:
@@ -329,11 +329,14 @@ class OutgoingMigration:
         place = self._place = self._host.departures.join(self._peer.key, self._stand_in_queue)
         try:
             while True:
-                await first_of(place.turn, self._program_ended)
+                await first_of(place.turn, lambda: program_ended(self._host, self._instance))
                 self.record.queued_time_ms = 1000 * (trio.current_time() - self._started_at)
                 self._host.registry.announce_change()  # it is under way
                 await self._host.turns.let_pass(self.migration_id)
-                self._check_still_possible()
+                peer = peer_after_queue(self._host, self._instance, self._peer)
+                if peer != self._peer:
+                    self._peer = peer
+                    self._attempt = self._new_attempt()
                 try:
                     await self._attempt.run()
                     return
@@ -346,29 +349,6 @@ class OutgoingMigration:
                 place.turned_away()
         finally:
             place.leave()
-
-    async def _program_ended(self) -> None:
-        while self._instance.row.state == "running":
-            await self._host.registry.wait_change()
-
-    def _check_still_possible(self) -> None:
-        """Much may have happened while it was queued.
-
-        Raises:
-            MigrationFailed: the program has ended.
-            UnknownHost: the destination is a peer no longer.
-        """
-        if self._instance.row.state != "running":
-            raise MigrationFailed(f"enclave {self.record.enclave!r} no longer runs here")
-        peer = self._host.peers.by_key(self._peer.key)
-        if peer is None:
-            raise UnknownHost(
-                f"host {self._peer.name} was removed from the peers while the migration was queued",
-                host=self._peer.name,
-            )
-        if peer != self._peer:
-            self._peer = peer
-            self._attempt = self._new_attempt()
 
     def _stand_in_queue(self, position: int, waits_for: WaitsFor) -> None:
         host = self._host.name if waits_for == "slot" else self._peer.name
