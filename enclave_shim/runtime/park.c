@@ -46,12 +46,15 @@ static void wake_the_others(struct rt_thread *self) {
 }
 
 /* What belongs to the process as a whole, by the last thread that parks. A quiesce that is cancelled before
- * stops none of it, and where that comes at the same time the threads that go on wait for the lock. */
+ * stops none of it, and where that comes at the same time the threads that go on wait for the lock. Where the
+ * next quiesce follows at once, a thread on its way out may come back as the last one, again: then the timers
+ * are stopped already, and would tell that they are not armed. */
 static int stop_process(void) {
   rt_lock();
   int wanted = CTL->quiesce_seq != CTL->resume_seq;
   if (wanted) {
-    rt_interval_timers_stop();
+    if (!RT->stopped)
+      rt_interval_timers_stop();
     rt_files_save();
     rt_signals_save();
     rt_clocks_save();
