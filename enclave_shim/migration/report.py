@@ -23,7 +23,6 @@ from optmigd.enclave_shim.migration.common import (
     Params,
 )
 from optmigd.enclave_shim.migration.conversation import PeerRefused
-from optmigd.enclave_shim.migration.forecast import FIXED_DOWNTIME_MS
 from optmigd.enclave_shim.migration.instants import real_ns
 from optmigd.enclave_shim.migration.rounds import Rounds
 from optmigd.enclave_shim.migration.throttle import Throttle
@@ -34,7 +33,6 @@ from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.convergence import (
     PAGE_BYTES,
     RoundStats,
-    expected_downtime_ms,
     throughput,
 )
 from optmigd.protocol.errors import (
@@ -97,7 +95,7 @@ def progress_fields(rounds: Rounds, total_bytes: int) -> Params:
     last = rounds.history[-1] if rounds.history else None
     sent_bytes = rounds.transferred_bytes
     this_round_bytes = sent_bytes - sum(stats.bytes for stats in rounds.history)
-    expected_ms = expected_downtime_ms(rounds.dirty_pages, speed, FIXED_DOWNTIME_MS)
+    expected_ms = rounds.expected_downtime_ms
     return {
         "round_no": rounds.round_no,
         "transferred_bytes": sent_bytes,

@@ -17,10 +17,16 @@ import trio
 from optmigd.enclave_shim.arena import Arena, Runs, as_runs, count_pages, merge_runs
 from optmigd.enclave_shim.files import TravellingFiles
 from optmigd.enclave_shim.migration.background import run_in_background
+from optmigd.enclave_shim.migration.forecast import FIXED_DOWNTIME_MS
 from optmigd.enclave_shim.migration.hot_pages import HotPages
 from optmigd.enclave_shim.migration.pump import Sender
 from optmigd.enclave_shim.tracker import Tracker
-from optmigd.protocol.convergence import PAGE_BYTES, RoundStats, throughput
+from optmigd.protocol.convergence import (
+    PAGE_BYTES,
+    RoundStats,
+    expected_downtime_ms,
+    throughput,
+)
 from optmigd.protocol.errors import RemoteProtocolError
 from optmigd.protocol.records import Counts, overall_chain
 from optmigd.protocol.session import RoundDone
@@ -144,6 +150,11 @@ class Rounds:
         """How many pages would be sent if the program were parked now."""
         return count_pages(self.pending) + count_pages(self._holes)
 
+    @property
+    def expected_downtime_ms(self) -> float:
+        """How long the program would stand still if it were parked now."""
+        return expected_downtime_ms(self.dirty_pages, throughput(self.history), FIXED_DOWNTIME_MS)
+
     async def send_ahead(self) -> None:
         """Send what is pending as a first part of the last round, while the program still runs.
 
@@ -225,8 +236,7 @@ class Rounds:
 
         Not over a slow link: a stream after the other would be sent at one stream's rate.
         """
-        speed = throughput(self.history)
-        return pages < FEW_PAGES and pages * PAGE_BYTES <= FEW_S * speed
+        return pages < FEW_PAGES and pages * PAGE_BYTES <= FEW_S * throughput(self.history)
 
     def confirm(self, done: RoundDone) -> None:
         """Compare the destination's account with this side's.

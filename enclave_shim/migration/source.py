@@ -70,8 +70,6 @@ from optmigd.protocol.convergence import (
     Settings,
     SwitchOver,
     decide,
-    expected_downtime_ms,
-    throughput,
     worth_sending_ahead,
 )
 from optmigd.protocol.convergence import Throttle as HoldBack
@@ -368,9 +366,7 @@ class Source(Part):
     async def _come_within_limit(self, rounds: Rounds) -> bool:
         """Send ahead while that leaves less; whether what is left may wait for the park."""
         await self._sending.send_ahead(rounds)
-        speed = throughput(rounds.history)
-        expected_ms = expected_downtime_ms(rounds.dirty_pages, speed, FIXED_DOWNTIME_MS)
-        return expected_ms <= self.orders.downtime_limit_ms
+        return rounds.expected_downtime_ms <= self.orders.downtime_limit_ms
 
     def _settings(self) -> Settings:
         return Settings(

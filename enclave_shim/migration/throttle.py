@@ -38,7 +38,7 @@ class Throttle:
         self._changed = trio.Event()
         self._asked = trio.Event()  # to park it for good
         self._parked = trio.Event()
-        self._parking_s = 0.0
+        self._parking_s = 0.0  # what the last park took
 
     @property
     def permille(self) -> int:
@@ -70,15 +70,13 @@ class Throttle:
             await self._hold(resumed_s)
 
     async def _hold(self, resumed_s: float) -> None:
-        begun_s = time.monotonic()
         for_good = self._asked.is_set()
         try:
-            await self._process.quiesce(PARK_TIMEOUT_S)
-            parked_s = time.monotonic()
+            await self._quiesce()
             if for_good:
-                self._parking_s = parked_s - begun_s
                 self._parked.set()
                 return
+            parked_s = time.monotonic()
             try:
                 await self._pause(hold_s(parked_s - resumed_s, self._permille))
             finally:
@@ -107,10 +105,13 @@ class Throttle:
             self._asked.set()
             await self._parked.wait()
         else:
-            begun_s = time.monotonic()
-            await self._process.quiesce(PARK_TIMEOUT_S)
-            self._parking_s = time.monotonic() - begun_s
+            await self._quiesce()
         return self._parking_s
+
+    async def _quiesce(self) -> None:
+        begun_s = time.monotonic()
+        await self._process.quiesce(PARK_TIMEOUT_S)
+        self._parking_s = time.monotonic() - begun_s
 
 
 def hold_s(ran_s: float, permille: int) -> float:

@@ -266,8 +266,7 @@ async def test_after_something_was_sent_ahead_the_program_may_run_on(
     await rounds.send()
     rounds.collect()
     rounds.record()
-    gate = BulkGate()
-    await Sending(Streams(1), gate).send_ahead(rounds)  # always one page
+    await Sending(Streams(1), BulkGate()).send_ahead(rounds)  # always one page
     assert sender.sent[1:] == [[5], [6]]
     assert (sender.rounds_closed, rounds.dirty_pages) == (1, 1)
     await rounds.send()

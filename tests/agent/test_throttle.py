@@ -1,5 +1,7 @@
 """How long the throttle holds a program, and how the switchover takes it over."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
@@ -37,14 +39,23 @@ class Program:
         self.parked = trio.Event()
 
 
-async def test_a_program_that_is_not_held_back_is_parked_at_once() -> None:
+@asynccontextmanager
+async def throttled(permille: int) -> AsyncIterator[tuple[Program, Throttle]]:
+    """A program under a throttle that runs until the block is left."""
     program = Program()
     throttle = Throttle(cast(Process, program))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(throttle.run)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(throttle.run)
+            throttle.permille = permille
+            yield program, throttle
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_program_that_is_not_held_back_is_parked_at_once() -> None:
+    async with throttled(0) as (program, throttle):
         await trio.testing.wait_all_tasks_blocked()
         await throttle.park()
-        nursery.cancel_scope.cancel()
     assert program.story == ["parked"]
 
 
@@ -52,16 +63,10 @@ async def test_parked_for_good_ends_a_hold_and_begins_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("optmigd.enclave_shim.migration.throttle.hold_s", lambda *_: 1000.0)
-    program = Program()
-    throttle = Throttle(cast(Process, program))
-    with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(throttle.run)
-            throttle.permille = 500
-            await program.parked.wait()
-            assert await throttle.park() >= 0
-            assert throttle.held_ms < 30_000
-            nursery.cancel_scope.cancel()
+    async with throttled(500) as (program, throttle):
+        await program.parked.wait()
+        assert await throttle.park() >= 0
+        assert throttle.held_ms < 30_000
     assert program.story == ["parked", "resumed", "parked"]
 
 
@@ -69,24 +74,13 @@ async def test_parked_for_good_does_not_wait_for_the_next_hold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("optmigd.enclave_shim.migration.throttle.PERIOD_S", 1000.0)
-    program = Program()
-    throttle = Throttle(cast(Process, program))
-    with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(throttle.run)
-            throttle.permille = 500
-            await trio.testing.wait_all_tasks_blocked()
-            await throttle.park()
-            nursery.cancel_scope.cancel()
+    async with throttled(500) as (program, throttle):
+        await trio.testing.wait_all_tasks_blocked()
+        await throttle.park()
     assert program.story == ["parked"]
 
 
 async def test_a_throttle_that_is_ended_lets_the_program_run() -> None:
-    program = Program()
-    throttle = Throttle(cast(Process, program))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(throttle.run)
-        throttle.permille = 990
+    async with throttled(990) as (program, _):
         await program.parked.wait()
-        nursery.cancel_scope.cancel()
     assert program.story[-1] == "resumed"

@@ -35,15 +35,6 @@ def newest_agent(host: Host, enclave: str) -> int | None:
     return None
 
 
-def kill_agent(host: Host, pid: int) -> bool:
-    """Kill the agent's own process, if it is there still; its keeper goes on."""
-    with suppress(ProcessLookupError, FileNotFoundError):  # it has ended by itself
-        if str(host.folder) in Path(f"/proc/{pid}/cmdline").read_text():
-            os.kill(pid, signal.SIGKILL)
-            return True
-    return False
-
-
 class Move:
     """A move under way, seen from one side: its agent there, and how it ends."""
 
@@ -76,8 +67,12 @@ class Move:
             time.sleep(0.001)
 
     def kill(self, pid: int) -> bool:
-        """Kill this agent of the move, if it is there still."""
-        return kill_agent(self._host, pid)
+        """Kill the agent's own process, if it is there still; its keeper goes on."""
+        with suppress(ProcessLookupError, FileNotFoundError):  # it has ended by itself
+            if str(self._host.folder) in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
+                return True
+        return False
 
     def end(self) -> str:
         """Wait for the move's end; how it ended."""
