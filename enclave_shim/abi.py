@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 CTL_MAGIC = 0x4C54434D4954504F
 RT_MAGIC = 0x54524D4954504F01
 
@@ -153,6 +153,8 @@ CTL = np.dtype(
         ("resume_seq", "<u4"),
         ("released", "<u4"),
         ("running", "<u4"),
+        ("passed_on", "<u4"),
+        ("passed_on_pad", "<u4"),
     ],
     align=True,
 )

@@ -131,8 +131,10 @@ class Process:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def _until(self, *states: RtState, command: int | None = None) -> None:
-        """Wait for one of the states, and for a command to be done.
+    async def _until(
+        self, *states: RtState, command: int | None = None, parked: int | None = None
+    ) -> None:
+        """Wait for one of the states, and for a command to be done, or so many threads parked.
 
         Raises:
             RuntimeFailed: the runtime reports a failure, or the process ended.
@@ -143,7 +145,11 @@ class Process:
             state = self.state
             if state is RtState.FAILED or (state is RtState.EXITED and state not in states):
                 raise self._failure()
-            if state in states and command in (None, self.ctl["command_done"]):
+            if (
+                state in states
+                and command in (None, self.ctl["command_done"])
+                and parked in (None, self.ctl["parked"])
+            ):
                 return
             await changed.wait()
 
@@ -198,8 +204,9 @@ class Process:
 
         """
         with trio.move_on_after(timeout_s) as scope:
-            # Threads that were just resumed may still be on their way out of the last parking.
-            await self._until(RtState.RUNNING)
+            # Threads may still be on their way out of the last park, also of one that was cancelled
+            # before it was a whole one. Nobody may count on them while they are.
+            await self._until(RtState.RUNNING, parked=0)
             self.ctl["quiesce_seq"] = (self.ctl["resume_seq"] + 1) & 0xFFFFFFFF
             try:
                 signal.pidfd_send_signal(self._pidfd, abi.QUIESCE_SIGNAL)

@@ -16,7 +16,7 @@ typedef unsigned long u64;
 typedef int i32;
 typedef long i64;
 
-#define OPTMIG_ABI_VERSION 7u
+#define OPTMIG_ABI_VERSION 8u
 #define OPTMIG_CTL_MAGIC 0x4c54434d4954504full /* "OPTMICTL" */
 #define OPTMIG_RT_MAGIC 0x54524d4954504f01ull
 
@@ -75,7 +75,7 @@ struct ctl {
   /* ---- written by the runtime ---- */
   u32 state;
   u32 threads;      /* live threads */
-  u32 parked;       /* parked threads; RT_PARKED and an event when it equals threads */
+  u32 parked;       /* threads on their way in, parked or on their way out; an event when none is */
   i32 exit_status;  /* wait(2)-style code: exit status, or 128 + signal by the agent */
   i32 error;        /* errno of a failure while booting or preparing */
   u32 command_done; /* equals command_seq when the last command was carried out */
@@ -92,11 +92,14 @@ struct ctl {
   u32 command_seq; /* futex: raised for each command */
   u32 command;
   u64 command_arg0, command_arg1;
-  u32 quiesce_seq; /* to quiesce: set to resume_seq + 1, then signal the process */
+  u32 quiesce_seq; /* to quiesce: while `parked` is 0 set to resume_seq + 1, then signal the process */
   u32 resume_seq;  /* futex; to resume: set equal to quiesce_seq, then FUTEX_WAKE all.
                     * A thread parks while the two differ; a stray signal does nothing. */
   u32 released;    /* 1: a parked thread that wakes must exit, never run */
-  u32 running;     /* threads that are neither parked nor gone; written by the runtime */
+  /* ---- written by the runtime ---- */
+  u32 running;   /* threads that are neither parked nor gone */
+  u32 passed_on; /* the quiesce whose signal was passed on to every thread */
+  u32 passed_on_pad;
 };
 
 /* ---- travelling state ---- */

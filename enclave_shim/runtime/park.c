@@ -35,8 +35,11 @@ static void quit_if_released(void) {
     raw1(__NR_exit_group, 0);
 }
 
-/* One signal reaches one thread: it passes it on. */
+/* One signal reaches one thread: the first that parks for a quiesce passes it on. */
 static void wake_the_others(struct rt_thread *self) {
+  u32 wanted = CTL->quiesce_seq;
+  if (__atomic_exchange_n(&CTL->passed_on, wanted, __ATOMIC_SEQ_CST) == wanted)
+    return;
   i64 pid = raw0(__NR_getpid);
   for (u32 i = 0; i < RT_MAX_THREADS; i++) {
     struct rt_thread *t = &RT->threads[i];
@@ -45,23 +48,35 @@ static void wake_the_others(struct rt_thread *self) {
   }
 }
 
-/* What belongs to the process as a whole, by the last thread that parks. A quiesce that is cancelled before
- * stops none of it, and where that comes at the same time the threads that go on wait for the lock. Where the
- * next quiesce follows at once, a thread on its way out may come back as the last one, again: then the timers
- * are stopped already, and would tell that they are not armed. */
-static int stop_process(void) {
-  rt_lock();
-  int wanted = CTL->quiesce_seq != CTL->resume_seq;
-  if (wanted) {
-    if (!RT->stopped)
-      rt_interval_timers_stop();
-    rt_files_save();
-    rt_signals_save();
-    rt_clocks_save();
-    RT->stopped = 1;
-  }
-  rt_unlock();
-  return wanted;
+/* A cancelled quiesce may be followed by the next one at once. The agent does not ask again while a thread
+ * counts as parked. So a thread counts first and looks second whether it is wanted, and what it does because
+ * of the answer it has done before it counts no more: no thread goes on into another quiesce unnoticed, or
+ * parks for one that is over. */
+
+static void come_out(void) {
+  if (__atomic_sub_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST) == 0)
+    rt_event();
+}
+
+/* Returns 0 if no quiesce is wanted. While the thread counted, others did not pass the signal on to it. */
+static int go_in(struct rt_thread *self) {
+  do {
+    self->parked = 1;
+    __atomic_add_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST);
+    if (rt_quiesce_is_wanted())
+      return 1;
+    self->parked = 0;
+    come_out();
+  } while (rt_quiesce_is_wanted());
+  return 0;
+}
+
+static void stop_process(void) {
+  rt_interval_timers_stop();
+  rt_files_save();
+  rt_signals_save();
+  rt_clocks_save();
+  RT->stopped = 1;
 }
 
 /* By the first thread that goes on: what it sets then must not be set back by a later one. */
@@ -71,32 +86,47 @@ static void start_process(void) {
     rt_cpu_clock_resumed();
     rt_interval_timers_start();
     RT->stopped = 0;
+    CTL->running_ns = now_ns();
+    CTL->state = RT_RUNNING;
   }
   rt_unlock();
 }
 
+/* The last thread that stops does what belongs to the process as a whole. A quiesce that is cancelled before
+ * stops none of it; where that comes at the same time, the threads that go on wait for the lock. Nothing is
+ * told under the lock, which is in memory that travels. */
 void rt_thread_stops(void) {
-  if (__atomic_sub_fetch(&CTL->running, 1, __ATOMIC_SEQ_CST) == 0 && stop_process()) {
+  rt_lock();
+  int last = __atomic_sub_fetch(&CTL->running, 1, __ATOMIC_SEQ_CST) == 0;
+  if (last) /* one that exits counts as well until it has told */
+    __atomic_add_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST);
+  int stops = last && rt_quiesce_is_wanted();
+  if (stops)
+    stop_process();
+  rt_unlock();
+  if (stops) {
     CTL->parked_ns = now_ns();
-    CTL->state = RT_PARKED;
+    __atomic_store_n(&CTL->state, RT_PARKED, __ATOMIC_SEQ_CST);
+    if (!rt_quiesce_is_wanted()) /* who started the process again may have told that before */
+      CTL->state = RT_RUNNING;
     rt_event();
   }
+  if (last)
+    come_out();
 }
 
 void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc) {
   (void)sig;
   (void)info;
-  if (CTL->quiesce_seq == CTL->resume_seq)
-    return; /* it was cancelled meanwhile */
   struct rt_thread *self = rt_self();
+  if (!go_in(self))
+    return; /* it was cancelled meanwhile */
+  wake_the_others(self);
   rt_begin_again(uc);
   self->frame = (u64)uc;
   raw2(__NR_arch_prctl, ARCH_GET_FS, &self->fs_base);
   rt_signals_save_thread(self);
   self->cpu_offset_ns += rt_clock_ns(CLOCK_THREAD_CPUTIME);
-  self->parked = 1;
-  if (__atomic_add_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST) == 1)
-    wake_the_others(self);
   rt_thread_stops();
   u32 seen;
   while ((seen = CTL->resume_seq) != CTL->quiesce_seq)
@@ -106,11 +136,7 @@ void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc
   self->cpu_offset_ns -= rt_clock_ns(CLOCK_THREAD_CPUTIME);
   self->parked = 0;
   __atomic_add_fetch(&CTL->running, 1, __ATOMIC_SEQ_CST);
-  if (__atomic_sub_fetch(&CTL->parked, 1, __ATOMIC_SEQ_CST) == 0) {
-    CTL->running_ns = now_ns();
-    CTL->state = RT_RUNNING;
-    rt_event();
-  }
+  come_out();
 }
 
 /* ---- a fresh process on the destination ---- */
@@ -147,7 +173,9 @@ void rt_return_to_program(struct rt_thread *t) {
   rt_signals_restore_thread(t);
   rt_thread_settings_restore(t);
   t->cpu_offset_ns -= rt_clock_ns(CLOCK_THREAD_CPUTIME);
-  t->parked = 0;
+  __atomic_store_n(&t->parked, 0, __ATOMIC_SEQ_CST);
+  if (rt_quiesce_is_wanted()) /* again already: nobody passed the signal on to a thread that was parked */
+    raw3(__NR_tgkill, raw0(__NR_getpid), t->tid, QUIESCE_SIGNAL);
   __asm__ volatile("mov %0, %%rsp\n mov $15, %%eax\n syscall\n ud2" : : "r"(t->frame) : "memory");
   __builtin_unreachable();
 }

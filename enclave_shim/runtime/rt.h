@@ -150,6 +150,9 @@ struct rt_layout {
 void rt_check_state(const struct rt_layout *image); /* returns only if the state can be restored */
 
 /* park.c */
+static inline int rt_quiesce_is_wanted(void) {
+  return CTL->quiesce_seq != CTL->resume_seq;
+}
 void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc);
 void rt_event(void);
 void rt_thread_stops(void); /* this thread parks or exits: the last one saves the process */

@@ -201,7 +201,7 @@ static i64 to_thread(i64 vtid, u64 sig) {
   if (!t)
     return -3;
   i64 r = raw3(__NR_tgkill, raw0(__NR_getpid), t->tid, sig);
-  if (CTL->quiesce_seq != CTL->resume_seq)
+  if (rt_quiesce_is_wanted())
     t->late = 1; /* it may have parked before */
   return r;
 }

@@ -225,6 +225,20 @@ DEFENCES = (
         _PARKS + "test_the_program_goes_on_as_if_nothing_had_been[descriptors-800]",
     ),
     Defence(
+        "no park is asked for while a thread is on its way out of the one before",
+        "enclave_shim/process.py",
+        "RtState.RUNNING, parked=0)",
+        "RtState.RUNNING)",
+        _PARKS + "test_a_park_that_is_asked_for_again_at_once_is_a_whole_one",
+    ),
+    Defence(
+        "the first thread that parks for a quiesce tells all others",
+        "enclave_shim/runtime/park.c",
+        "wanted, __ATOMIC_SEQ_CST) == wanted)",
+        "wanted, __ATOMIC_SEQ_CST) != 0)",
+        _PARKS + "test_a_park_that_is_asked_for_again_at_once_is_a_whole_one",
+    ),
+    Defence(
         "a call that only a park cut short goes on",
         "enclave_shim/runtime/dispatch.c",
         "  return c->self->handled == w->handled;\n",

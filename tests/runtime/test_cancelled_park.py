@@ -30,6 +30,8 @@ PARKS = 60
 ENOUGH_S = 15.0  # of parks more than are asked for: on a busy machine each takes its time
 CANCELLED = 20
 LIMIT_S = 120.0
+AGAIN_S = 10.0  # of parks that are asked for again at once
+THREADS_ROUNDS = "1500"
 TIMERS_THAT_GO_ON = 400  # of the program `timers`, which arms one at a time again
 
 
@@ -87,6 +89,45 @@ def test_the_program_goes_on_as_if_nothing_had_been(
     output = run(built, [name, rounds], park_often, tmp_path)
     assert (status[0], answer_line(output)) == expected
     assert parks >= 10
+
+
+def test_a_park_that_is_asked_for_again_at_once_is_a_whole_one(
+    program: BuildProgram, tmp_path: Path
+) -> None:
+    """Threads are on their way in or out then, end and begin: all must stand still."""
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    built = program("threads")
+    expected = native_run(built, ["6", THREADS_ROUNDS], tmp_path / "native")
+    status: list[int | None] = []
+    parks = 0
+
+    async def ask_again(process: Process) -> None:
+        nonlocal parks
+        begin_s = trio.current_time()
+        try:
+            while trio.current_time() - begin_s < AGAIN_S:
+                for _ in range(chance.randrange(1, 4)):
+                    with trio.move_on_after(chance.uniform(0.0, 0.0003)):
+                        await process.quiesce(10)
+                    process.resume()
+                await process.quiesce(10)
+                parks += 1
+                memory = process.arena.rt_state.tobytes()
+                await trio.sleep(0.0005)  # what still ran would have written by then
+                assert process.ctl["running"] == 0
+                assert process.arena.rt_state.tobytes() == memory
+                assert process.arena.rt_state["lock"] == 0
+                process.resume()
+        except RuntimeFailed:
+            pass  # it has ended: its status and answer tell
+        await process.exited.wait()
+        status.append(process.exit_status)
+
+    output = run(built, ["threads", "6", THREADS_ROUNDS], ask_again, tmp_path)
+    assert (status[0], answer_line(output)) == expected
+    assert parks >= 100
 
 
 def test_a_timer_that_is_due_and_has_not_gone_off_yet_counts_as_armed(
