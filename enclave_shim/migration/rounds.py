@@ -51,7 +51,7 @@ class Rounds:
         arena: what is sent.
         senders: one for each stream, in the order of their numbers.
         files: what travels beside the memory.
-        tracker: finds written pages; None if the program is parked from the start.
+        tracker: finds written pages, and is armed; None if the program is parked from the start.
 
     """
 
@@ -98,9 +98,9 @@ class Rounds:
         return overall_chain([sender.chain for sender in self._senders])
 
     def begin(self) -> None:
-        """Arm the tracker, then list the resident pages for round 0; blocks."""
+        """List the resident pages for round 0; blocks."""
         if self._tracker is not None:
-            self._tracker.arm()
+            self._tracker.collect()  # what was written since it was armed is among them
         self.pending = self._arena.resident_runs()
 
     def collect(self, *, parked: bool = False) -> None:
@@ -269,8 +269,3 @@ class Rounds:
         )
         self.history.append(stats)
         return stats
-
-    def disarm(self) -> None:
-        """Stop tracking."""
-        if self._tracker is not None:
-            self._tracker.disarm()

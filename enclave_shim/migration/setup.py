@@ -8,7 +8,8 @@ from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.enclave_shim.migration.common import RECORD_BYTES, Enclave, ExportOrders
 from optmigd.enclave_shim.migration.pump import Sender
 from optmigd.enclave_shim.migration.rounds import Rounds
-from optmigd.enclave_shim.trackers import make_tracker, missing
+from optmigd.enclave_shim.tracker import Tracker
+from optmigd.enclave_shim.trackers import missing
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.records import StreamSealer
 from optmigd.protocol.session import Answer, FileNeed, SessionKeys
@@ -34,8 +35,9 @@ def make_rounds(
     keys: SessionKeys,
     answer: Answer,
     gate: BulkGate,
+    tracker: Tracker | None,
 ) -> Rounds:
-    """Put streams, tracker and files together; nothing is armed or sent yet."""
+    """Put streams, tracker and files together; nothing is sent yet."""
     senders = [
         Sender(
             sock,
@@ -55,7 +57,4 @@ def make_rounds(
     ]
     keys.forget()  # every stream has derived its own
     files = TravellingFiles(enclave.own_dir, enclave.io_files, answer.record_bytes)
-    tracker = None
-    if orders.mode == "precopy":
-        tracker = make_tracker(enclave, gate.wait)
     return Rounds(enclave.arena, senders, files, tracker)

@@ -61,7 +61,8 @@ from optmigd.enclave_shim.migration.switchover import (
 from optmigd.enclave_shim.migration.throttle import Throttle
 from optmigd.enclave_shim.migration.turn import SwitchoverTurn
 from optmigd.enclave_shim.remembered import Memory, SourceFacts, UnderWay
-from optmigd.enclave_shim.trackers import missing
+from optmigd.enclave_shim.tracker import Tracker
+from optmigd.enclave_shim.trackers import make_tracker, missing
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.ciphers import check_chosen
 from optmigd.protocol.convergence import (
@@ -134,6 +135,7 @@ class Source(Part):
         self._scope = trio.CancelScope()
         self._cancelled_because: OptmigError | None = None
         self._actions: tuple[Action, ...] = ()
+        self._tracker: Tracker | None = None
         self._rounds: Rounds | None = None
         self._sending = Sending(self.streams, self.bulk_gate)
         self._throttle = Throttle(enclave.process)
@@ -276,7 +278,13 @@ class Source(Part):
             return
         self.migration.handle(Event.ACCEPTED)
         self._rounds = rounds = make_rounds(
-            self.enclave, self.orders, await self.streams.all(), keys, answer, self.bulk_gate
+            self.enclave,
+            self.orders,
+            await self.streams.all(),
+            keys,
+            answer,
+            self.bulk_gate,
+            self._tracker,
         )
         self._report.setup_done()
         try:
@@ -306,7 +314,10 @@ class Source(Part):
         )
         self._report.facts.total_bytes = proposal.resident_bytes
         await self._conversation.send(proposal)
-        answer = await self._conversation.receive(Answer)
+        async with trio.open_nursery() as nursery:
+            if orders.mode == "precopy" and not only_ask:
+                nursery.start_soon(self._arm)
+            answer = await self._conversation.receive(Answer)
         blockers += [Blocker(b.code, b.subject, b.message) for b in answer.blockers]
         self._report.blockers = blockers
         if orders.dry_run:
@@ -322,6 +333,11 @@ class Source(Part):
             if answer.record_bytes > proposal.record_bytes:
                 raise RemoteProtocolError("the destination wants larger records than proposed")
         return answer
+
+    async def _arm(self) -> None:
+        """Begin tracking, while the destination makes itself ready."""
+        self._tracker = make_tracker(self.enclave, self.bulk_gate.wait)
+        await trio.to_thread.run_sync(self._tracker.arm)
 
     # ---- rounds ----
 
@@ -481,8 +497,8 @@ class Source(Part):
 
     async def _disarm(self) -> None:
         """Stop tracking: not before the token is out or the program resumed, for it takes time."""
-        if self._rounds is not None:
-            await trio.to_thread.run_sync(self._rounds.disarm)
+        if self._tracker is not None:
+            await trio.to_thread.run_sync(self._tracker.disarm)
 
     async def _tell_destination(self, error: OptmigError) -> None:
         """Best effort: a destination without a token can do no harm, it only wastes memory."""

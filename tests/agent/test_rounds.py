@@ -84,7 +84,7 @@ async def test_a_wrong_account_of_a_round_is_refused(arena: Arena, tmp_path: Pat
 
 
 class Scripted:
-    """A tracker that finds, collection by collection, what it was told."""
+    """A tracker that finds what it was told: as round 0 begins, and collection by collection."""
 
     name = "scripted"
     gave_back = False
@@ -166,6 +166,7 @@ async def test_hot_pages_are_sent_late_and_never_forgotten(arena: Arena, tmp_pat
     hot, cools, now_and_then = 5, 6, 7
     sender = Recorder()
     tracker = Scripted(
+        [],
         [hot, cools, now_and_then],
         [hot, cools],
         [hot, cools, now_and_then],  # both written in three rounds running
@@ -190,7 +191,7 @@ async def test_what_is_held_back_is_sent_when_the_last_round_finds_nothing_new(
     arena: Arena, tmp_path: Path
 ) -> None:
     sender = Recorder()
-    tracker = Scripted([5], [5], [5], [])
+    tracker = Scripted([], [5], [5], [5], [])
     rounds = Rounds(arena, [cast(Sender, sender)], TravellingFiles(tmp_path, {}, 4096), tracker)
     await run_rounds(rounds, 3)
     assert sender.sent[-1] == [5]
@@ -200,7 +201,7 @@ async def test_the_last_round_goes_in_two_parts_and_hot_pages_in_the_second(
     arena: Arena, tmp_path: Path
 ) -> None:
     sender = Recorder()
-    tracker = Scripted([5, 6], [5, 7], [5, 8], [9])  # 5 is hot, 9 written while 8 was sent
+    tracker = Scripted([6], [5, 6], [5, 7], [5, 8], [9])  # 5 is hot, 9 written while 8 was sent
     (tmp_path / "record").write_text("written")
     files = TravellingFiles(tmp_path, {}, 4096)
     rounds = Rounds(arena, [cast(Sender, sender)], files, tracker)
@@ -221,7 +222,7 @@ async def test_the_last_round_goes_in_two_parts_and_hot_pages_in_the_second(
 
 async def test_a_program_that_is_held_back_has_no_hot_pages(arena: Arena, tmp_path: Path) -> None:
     sender = Recorder()
-    tracker = Scripted(*[[5]] * 6)
+    tracker = Scripted(*[[5]] * 7)
     rounds = Rounds(arena, [cast(Sender, sender)], TravellingFiles(tmp_path, {}, 4096), tracker)
     rounds.hot_pages.stop()
     await run_rounds(rounds, 5)
@@ -236,7 +237,7 @@ async def test_little_is_sent_by_one_thread_and_much_by_one_for_each_stream(
     # So much in a round that lasts for less than a second: the link is fast.
     senders = [Recorder(meet, sent_bytes=1 << 40), Recorder(meet, sent_bytes=1 << 40)]
     files = TravellingFiles(tmp_path, {}, 4096)
-    rounds = Rounds(arena, [cast(Sender, one) for one in senders], files, Scripted([5], []))
+    rounds = Rounds(arena, [cast(Sender, one) for one in senders], files, Scripted([], [5], []))
     assert arena.page_count >= FEW_PAGES
     await run_rounds(rounds, 1)
     (_, little), (_, other_little) = (one.threads for one in senders)
@@ -249,7 +250,7 @@ async def test_over_a_slow_link_little_is_sent_by_one_thread_for_each_stream(
     meet = threading.Barrier(2)  # in round 1, at the same time or never
     senders = [Recorder(meet, 1, sent_bytes=1), Recorder(meet, 1, sent_bytes=1)]
     files = TravellingFiles(tmp_path, {}, 4096)
-    rounds = Rounds(arena, [cast(Sender, one) for one in senders], files, Scripted([5], []))
+    rounds = Rounds(arena, [cast(Sender, one) for one in senders], files, Scripted([], [5], []))
     await run_rounds(rounds, 1)
     (_, one), (_, other) = (sender.threads for sender in senders)
     assert one != other
@@ -260,7 +261,7 @@ async def test_after_something_was_sent_ahead_the_program_may_run_on(
 ) -> None:
     """Too much had become dirty meanwhile: the round ends as any other, and the next is one too."""
     sender = Recorder()
-    tracker = Scripted([5], [6], [7], [8], [9], [])
+    tracker = Scripted([], [5], [6], [7], [8], [9], [])
     rounds = Rounds(arena, [cast(Sender, sender)], TravellingFiles(tmp_path, {}, 4096), tracker)
     rounds.begin()
     await rounds.send()
@@ -286,7 +287,7 @@ async def test_it_is_sent_ahead_again_while_that_leaves_less(arena: Arena, tmp_p
         arena,
         [cast(Sender, sender)],
         TravellingFiles(tmp_path, {}, 4096),
-        Scripted(*left),
+        Scripted([], *left),
     )
     rounds.hot_pages.stop()
     rounds.begin()
