@@ -4,10 +4,10 @@ The agent and the runtime inside the process talk through the control block (`ar
 an eventfd that the runtime raises after every change of state; the agent wakes the runtime by
 futex. The process is a child of the keeper, so it outlives an agent that crashes.
 
-Quiescing: `quiesce_seq` is set apart from `resume_seq`, then the quiesce signal makes every thread
-save its registers into the arena and wait on `resume_seq`. The first one that is parked sends the
-signal to all others. When the last one is parked the runtime says `PARKED`; from then on nothing
-writes to the arena until `resume`.
+Quiescing: once no thread counts as parked, `quiesce_seq` is set apart from `resume_seq`, then the
+quiesce signal makes every thread save its registers into the arena and wait on `resume_seq`. The
+first one that is parked sends the signal to all others. When the last one is parked the runtime
+says `PARKED`; from then on nothing writes to the arena until `resume`.
 """
 
 import array
@@ -205,7 +205,7 @@ class Process:
         """
         with trio.move_on_after(timeout_s) as scope:
             # Threads may still be on their way out of the last park, also of one that was cancelled
-            # before it was a whole one. Nobody may count on them while they are.
+            # before it was a whole one. The runtime relies on their being out (see park.c).
             await self._until(RtState.RUNNING, parked=0)
             self.ctl["quiesce_seq"] = (self.ctl["resume_seq"] + 1) & 0xFFFFFFFF
             try:

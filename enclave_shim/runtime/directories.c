@@ -8,7 +8,6 @@
 
 #define FIRST_BYTES (64ul << 10)
 #define MOST_BYTES (64ul << 20)
-#define DT_ANY_ENTRY_BYTES 280 /* more than one entry takes */
 #define AT_REMOVEDIR 0x200
 #define RENAME_NOREPLACE 1
 

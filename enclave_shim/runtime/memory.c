@@ -12,7 +12,6 @@
 #define PROT_READ 1
 #define PROT_WRITE 2
 #define PROT_RW 3
-#define MAP_SHARED 1
 #define MAP_PRIVATE 2
 #define MAP_TYPE 15
 #define MAP_FIXED 0x10

@@ -10,7 +10,6 @@
 #define AF_UNIX 1
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
-#define SOCK_SEQPACKET 5
 #define SOCK_TYPE 0xf
 #define SOL_SOCKET 1
 #define SO_SNDBUF 7

@@ -8,7 +8,6 @@
 #define AT_FDCWD_ -100
 #define AT_SYMLINK_NOFOLLOW 0x100
 #define AT_REMOVEDIR 0x200
-#define AT_EMPTY_PATH 0x1000
 #define O_WRONLY 1
 
 static int is_below(const char *path, const char *root) {

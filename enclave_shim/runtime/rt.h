@@ -34,7 +34,6 @@
 #define E_ACCES 13
 #define E_FAULT 14
 #define E_EXIST 17
-#define E_XDEV 18
 #define E_NODEV 19
 #define E_INVAL 22
 #define E_MFILE 24

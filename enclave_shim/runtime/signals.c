@@ -6,9 +6,7 @@
 
 #define SIG_DFL 0
 #define SIG_IGN 1
-#define SA_SIGINFO 4
 #define SA_RESTORER 0x04000000
-#define SA_ONSTACK 0x08000000
 #define SA_RESETHAND 0x80000000
 #define SA_RESTART 0x10000000
 
