@@ -341,8 +341,10 @@ def _lengthen_log(connection: sqlite3.Connection, path: Path) -> None:
     try:
         connection.execute("CREATE TABLE filler (content BLOB)")
         connection.execute("INSERT INTO filler VALUES (zeroblob(?))", (WAL_BYTES,))
-    except sqlite3.OperationalError:
-        pass  # a full disk: writes lengthen the log as they always can
+    except sqlite3.OperationalError as error:
+        # On a full disk, or beyond a quota, writes lengthen the log as they can.
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            raise
     finally:
         connection.rollback()
         connection.execute(f"PRAGMA cache_size = {pages}")
