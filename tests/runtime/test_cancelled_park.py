@@ -31,7 +31,8 @@ ENOUGH_S = 15.0  # of parks more than are asked for: on a busy machine each take
 CANCELLED = 20
 LIMIT_S = 120.0
 AGAIN_S = 10.0  # of parks that are asked for again at once
-THREADS_ROUNDS = "1500"
+SLOT_ENDS = 2  # of a thread in which no more of the program runs
+THREADS_ROUNDS = "3000"
 TIMERS_THAT_GO_ON = 400  # of the program `timers`, which arms one at a time again
 
 
@@ -91,6 +92,13 @@ def test_the_program_goes_on_as_if_nothing_had_been(
     assert parks >= 10
 
 
+def standing(arena: Arena) -> bytes:
+    """Threads and descriptors, but whether the kernel has let go of threads that have ended."""
+    threads = arena.rt_state["threads"].copy()
+    threads["used"][threads["used"] == SLOT_ENDS] = 0
+    return bytes(threads.data) + bytes(arena.rt_state["fds"].data)
+
+
 def test_a_park_that_is_asked_for_again_at_once_is_a_whole_one(
     program: BuildProgram, tmp_path: Path
 ) -> None:
@@ -114,10 +122,10 @@ def test_a_park_that_is_asked_for_again_at_once_is_a_whole_one(
                     process.resume()
                 await process.quiesce(10)
                 parks += 1
-                memory = process.arena.rt_state.tobytes()
+                before = standing(process.arena)
                 await trio.sleep(0.0005)  # what still ran would have written by then
                 assert process.ctl["running"] == 0
-                assert process.arena.rt_state.tobytes() == memory
+                assert standing(process.arena) == before
                 assert process.arena.rt_state["lock"] == 0
                 process.resume()
         except RuntimeFailed:
@@ -127,7 +135,8 @@ def test_a_park_that_is_asked_for_again_at_once_is_a_whole_one(
 
     output = run(built, ["threads", "6", THREADS_ROUNDS], ask_again, tmp_path)
     assert (status[0], answer_line(output)) == expected
-    assert parks >= 100
+    print(f"{parks} parks")
+    assert parks >= 50
 
 
 def test_a_timer_that_is_due_and_has_not_gone_off_yet_counts_as_armed(
