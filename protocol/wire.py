@@ -5,6 +5,7 @@ length. A frame of one megabyte could otherwise ask for a hundred times its size
 for a recursion as deep as it is long. The pass makes nothing, so a refused frame costs nothing.
 """
 
+import threading
 from collections.abc import Hashable, Iterator
 from functools import lru_cache
 from typing import Any, TypeVar, cast
@@ -155,10 +156,20 @@ def encode(struct: msgspec.Struct) -> bytes:
         ) from error
 
 
+_making_decoders = threading.Lock()
+"""msgspec notes on a class what it knows of it, and uses a note that another thread has half
+written: two threads that make the first decoder of a class at once end the process."""
+
+
 @lru_cache(maxsize=64)
-def _decoder(type_: Hashable) -> msgspec.msgpack.Decoder[Any]:
+def _cached_decoder(type_: Hashable) -> msgspec.msgpack.Decoder[Any]:
     decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(cast("type[Any]", type_))
     return decoder
+
+
+def _decoder(type_: Hashable) -> msgspec.msgpack.Decoder[Any]:
+    with _making_decoders:
+        return _cached_decoder(type_)
 
 
 def decode(data: bytes, type_: type[T], *, max_bytes: int = MAX_FRAME_BYTES) -> T:

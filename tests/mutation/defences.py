@@ -225,6 +225,14 @@ DEFENCES = (
         _PARKS + "test_the_program_goes_on_as_if_nothing_had_been[descriptors-800]",
     ),
     Defence(
+        "threads may decode the first message of a class at once",
+        "protocol/wire.py",
+        "    with _making_decoders:\n",
+        "    if True:\n",
+        "tests/protocol/test_wire.py::"
+        "test_threads_that_decode_the_first_message_of_a_class_at_once",
+    ),
+    Defence(
         "no park is asked for while a thread is on its way out of the one before",
         "enclave_shim/process.py",
         "RtState.RUNNING, parked=0)",

@@ -1,6 +1,9 @@
 """Bytes from strangers: bounds come before memory, and everything else is refused by name."""
 
 import struct
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -173,3 +176,15 @@ def test_an_oversize_frame_behind_another_is_refused() -> None:
 def test_no_frame_is_made_over_the_bound() -> None:
     with pytest.raises(LocalProtocolError):
         frame(b"x" * 11, max_frame_bytes=10)
+
+
+def test_threads_that_decode_the_first_message_of_a_class_at_once() -> None:
+    """The library underneath ends the process there (see `wire`), so another one has to try."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.first_decoders"],
+        cwd=root,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.decode()) == (0, "")
