@@ -13,9 +13,11 @@ from optmigd.bench import hosts
 
 BENCHMARK = textwrap.dedent(
     """
+    import signal
     import time
     from optmigd.bench.hosts import two_hosts
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     with two_hosts() as (alpha, beta, folder):
         print(alpha.process.pid, beta.process.pid, folder, flush=True)
         time.sleep(600)
@@ -44,7 +46,10 @@ def test_a_benchmark_that_is_ended_leaves_no_daemon_and_no_folder(how: signal.Si
         assert benchmark.stdout is not None
         first, second, folder = benchmark.stdout.readline().split()
         benchmark.send_signal(how)
-        assert benchmark.wait(60) != 0
+        try:
+            assert benchmark.wait(60) != 0
+        finally:
+            benchmark.terminate()
     for pid in (int(first), int(second)):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
