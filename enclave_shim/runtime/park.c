@@ -167,6 +167,14 @@ static void prepare(const struct rt_layout *image, struct rt_protections *protec
   CTL->prepared_ns = now_ns();
 }
 
+/* Nobody has passed a quiesce's signal on to a thread that was parked or not there yet. It is delivered by
+ * the return. */
+void rt_enter_program(struct rt_thread *t) {
+  if (rt_quiesce_is_wanted())
+    raw3(__NR_tgkill, raw0(__NR_getpid), t->tid, QUIESCE_SIGNAL);
+  rt_leave_for_frame(t->frame);
+}
+
 void rt_return_to_program(struct rt_thread *t) {
   rt_arm_thread(t);
   raw2(__NR_arch_prctl, ARCH_SET_FS, t->fs_base);
@@ -174,10 +182,7 @@ void rt_return_to_program(struct rt_thread *t) {
   rt_thread_settings_restore(t);
   t->cpu_offset_ns -= rt_clock_ns(CLOCK_THREAD_CPUTIME);
   __atomic_store_n(&t->parked, 0, __ATOMIC_SEQ_CST);
-  if (rt_quiesce_is_wanted()) /* again already: nobody passed the signal on to a thread that was parked */
-    raw3(__NR_tgkill, raw0(__NR_getpid), t->tid, QUIESCE_SIGNAL);
-  __asm__ volatile("mov %0, %%rsp\n mov $15, %%eax\n syscall\n ud2" : : "r"(t->frame) : "memory");
-  __builtin_unreachable();
+  rt_enter_program(t);
 }
 
 static void run(void) __attribute__((noreturn));

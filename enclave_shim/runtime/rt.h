@@ -155,7 +155,12 @@ static inline int rt_quiesce_is_wanted(void) {
 void rt_quiesce_handler(int sig, struct rt_siginfo *info, struct rt_ucontext *uc);
 void rt_event(void);
 void rt_thread_stops(void); /* this thread parks or exits: the last one saves the process */
-void rt_return_to_program(struct rt_thread *t) __attribute__((noreturn));
+void rt_return_to_program(struct rt_thread *t) __attribute__((noreturn)); /* after a move */
+void rt_enter_program(struct rt_thread *t) __attribute__((noreturn));     /* at its frame */
+static inline void __attribute__((noreturn)) rt_leave_for_frame(u64 frame) {
+  __asm__ volatile("mov %0, %%rsp\n mov $15, %%eax\n syscall\n ud2" : : "r"(frame) : "memory");
+  __builtin_unreachable();
+}
 void rt_wait_for_commands(const struct rt_layout *image) __attribute__((noreturn));
 void rt_fail(int error, const char *text) __attribute__((noreturn));
 static inline struct rt_thread *rt_self(void) {

@@ -155,8 +155,7 @@ i64 sys_rt_sigtimedwait(struct call *c) {
 i64 sys_rt_sigreturn(struct call *c) {
   struct rt_ucontext *frame = (struct rt_ucontext *)c->uc->rsp;
   frame->sigmask &= ~RUNTIME_SIGNALS;
-  __asm__ volatile("mov %0, %%rsp\n mov $15, %%eax\n syscall\n ud2" : : "r"(frame) : "memory");
-  __builtin_unreachable();
+  rt_leave_for_frame((u64)frame);
 }
 
 /* The program's alternate stack is remembered by nobody: its handlers run on the runtime's. */

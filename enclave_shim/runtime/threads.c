@@ -45,10 +45,7 @@ void rt_unlock(void) {
 /* What a new kernel thread does first, on its own alternate stack, with all signals blocked. */
 __attribute__((used, noreturn)) static void thread_begins(struct rt_thread *t) {
   rt_arm_thread(t);
-  if (rt_quiesce_is_wanted())
-    raw3(__NR_tgkill, raw0(__NR_getpid), t->tid, QUIESCE_SIGNAL); /* delivered by the return below */
-  __asm__ volatile("mov %0, %%rsp\n mov $15, %%eax\n syscall\n ud2" : : "r"(t->frame) : "memory");
-  __builtin_unreachable();
+  rt_enter_program(t);
 }
 
 /* clone(2): the child calls `entry(t)` on the given stack; the parent gets the kernel's answer. The
