@@ -35,13 +35,8 @@ from optmigd.enclave_shim.migration.common import (
 )
 from optmigd.enclave_shim.migration.conversation import open_conversation
 from optmigd.enclave_shim.migration.departure import Departure, free
-from optmigd.enclave_shim.migration.forecast import (
-    FIXED_DOWNTIME_MS,
-    forecast_fields,
-    sample_dirty,
-)
+from optmigd.enclave_shim.migration.forecast import FIXED_DOWNTIME_MS
 from optmigd.enclave_shim.migration.part import Announcer, Part
-from optmigd.enclave_shim.migration.proposal import make_proposal
 from optmigd.enclave_shim.migration.report import (
     Parts,
     SourceReport,
@@ -51,7 +46,7 @@ from optmigd.enclave_shim.migration.report import (
 )
 from optmigd.enclave_shim.migration.rounds import Rounds
 from optmigd.enclave_shim.migration.sending import Sending
-from optmigd.enclave_shim.migration.setup import find_blockers, make_rounds
+from optmigd.enclave_shim.migration.setup import make_rounds, propose
 from optmigd.enclave_shim.migration.switchover import (
     make_manifest,
     needs_when_parked,
@@ -62,9 +57,7 @@ from optmigd.enclave_shim.migration.throttle import Throttle
 from optmigd.enclave_shim.migration.turn import SwitchoverTurn
 from optmigd.enclave_shim.remembered import Memory, SourceFacts, UnderWay
 from optmigd.enclave_shim.tracker import Tracker
-from optmigd.enclave_shim.trackers import make_tracker, missing
-from optmigd.protocol.blockers import Blocker
-from optmigd.protocol.ciphers import check_chosen
+from optmigd.enclave_shim.trackers import make_tracker
 from optmigd.protocol.convergence import (
     Abort,
     OnStall,
@@ -78,7 +71,6 @@ from optmigd.protocol.errors import (
     AlreadyReleased,
     ChannelClosed,
     EnclaveError,
-    MigrationBlocked,
     MigrationCancelled,
     MigrationFailed,
     NotConverging,
@@ -90,7 +82,6 @@ from optmigd.protocol.records import state_digest
 from optmigd.protocol.session import (
     Answer,
     Manifest,
-    Proposal,
     ReleaseToken,
     RoundDone,
 )
@@ -273,7 +264,9 @@ class Source(Part):
     async def _up_to_release(self, nursery: trio.Nursery) -> None:
         keys = await self._conversation.established()
         self._log.info("peer_accepted", platform=self.enclave.identity.platform.name)
-        answer = await self._propose()
+        answer = await propose(
+            self.enclave, self.orders, self._conversation, self._report, self._arm
+        )
         if self.orders.dry_run:
             return
         self.migration.handle(Event.ACCEPTED)
@@ -301,38 +294,6 @@ class Source(Part):
             self._report.rounds_done(rounds)
 
     # ---- setup ----
-
-    async def _propose(self) -> Answer:
-        """Find all blockers of both sides, and have the destination make itself ready."""
-        enclave, orders = self.enclave, self.orders
-        needs, blockers = await trio.to_thread.run_sync(find_blockers, enclave, orders)
-        only_ask = orders.dry_run or bool(blockers)
-        can_sample = orders.dry_run and not missing(enclave)[1]
-        sample = await sample_dirty(enclave) if can_sample else None
-        proposal: Proposal = await trio.to_thread.run_sync(
-            lambda: make_proposal(enclave, orders, needs, dry_run=only_ask)
-        )
-        self._report.facts.total_bytes = proposal.resident_bytes
-        await self._conversation.send(proposal)
-        async with trio.open_nursery() as nursery:
-            if orders.mode == "precopy" and not only_ask:
-                nursery.start_soon(self._arm)
-            answer = await self._conversation.receive(Answer)
-        blockers += [Blocker(b.code, b.subject, b.message) for b in answer.blockers]
-        self._report.blockers = blockers
-        if orders.dry_run:
-            if sample is not None:
-                self._report.forecast = forecast_fields(proposal, orders, sample)
-        elif blockers:
-            listed = "; ".join(f"{b.subject}: {b.message}" for b in blockers[:5])
-            raise MigrationBlocked(
-                f"{len(blockers)} blocker(s), nothing was moved: {listed}", blockers=blockers
-            )
-        else:
-            check_chosen(answer.cipher, proposal.ciphers)
-            if answer.record_bytes > proposal.record_bytes:
-                raise RemoteProtocolError("the destination wants larger records than proposed")
-        return answer
 
     async def _arm(self) -> None:
         """Begin tracking, while the destination makes itself ready."""
