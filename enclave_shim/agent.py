@@ -94,6 +94,7 @@ class Agent:
             "export": self._export,
             "add_stream": self._add_stream,
             "cancel": self._cancel,
+            "link_lost": self._link_lost,
             "set": self._set,
             "take_turn": self._take_turn,
             "status": self._status,
@@ -418,6 +419,10 @@ class Agent:
         migration = self._find(requests.read_params(params, requests.Which).migration_id)
         migration.cancel()
         await migration.announcer.repeat_end()  # where it had ended before
+        return {}
+
+    async def _link_lost(self, params: Params, fd: int) -> Params:
+        self._find(requests.read_params(params, requests.Which).migration_id).link_lost()
         return {}
 
     async def _set(self, params: Params, fd: int) -> Params:

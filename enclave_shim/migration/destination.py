@@ -120,7 +120,7 @@ class Destination(Part):
         self._report = DestinationReport(identity, binding, orders.generation, facts)
         self._instance = os.urandom(32)
         self._scope = trio.CancelScope()
-        self._cancelled_because: OptmigError | None = None
+        self._given_up_because: OptmigError | None = None
         self._answer_refused = False
         self._actions: tuple[Action, ...] = ()
         self._arrival: Arrival | None = None
@@ -142,12 +142,17 @@ class Destination(Part):
             AlreadyReleased: the program runs here.
 
         """
-        over = self.migration.ended or self._cancelled_because is not None
-        if over and not self.migration.released:
+        if self._over and not self.migration.released:
             return
         self._actions = self.migration.handle(Event.CANCEL)
-        self._cancelled_because = MigrationCancelled("cancelled; nothing was moved here")
-        self._scope.cancel()
+        self._give_up(MigrationCancelled("cancelled; nothing was moved here"))
+
+    def link_lost(self) -> None:
+        """Destroy this side unless it has said READY: what is missing will never come."""
+        if not self._over:
+            self._actions = self.migration.handle(Event.LINK_LOST)
+            if self.migration.phase is Phase.FAILED:
+                self._give_up(ChannelClosed("the link to the source's host was lost"))
 
     async def token_delivered(self, payload: bytes) -> None:
         """Take the right to execute, and use it; see `Takeover`."""
@@ -161,6 +166,14 @@ class Destination(Part):
             await self._takeover.repeat()
         await self.announcer.enter(again=True)
         await super().daemon_back()
+
+    @property
+    def _over(self) -> bool:
+        return self.migration.ended or self._given_up_because is not None
+
+    def _give_up(self, why: OptmigError) -> None:
+        self._given_up_because = why
+        self._scope.cancel()
 
     # ---- the migration ----
 
@@ -301,6 +314,8 @@ class Destination(Part):
             asked = enclave.process.ask(Command.PREPARE)
             await self.announcer.enter()  # meanwhile
             await enclave.process.done(asked)
+        # READY must not be said after this side was told to end, were it in this very tick.
+        await trio.lowlevel.checkpoint_if_cancelled()
         seals = self._conversation.handoff_seals()
         binding, facts = self.binding, self._report.facts
         facts.peer, facts.received_bytes = self._appraiser.claims, arrival.received_bytes
@@ -363,8 +378,9 @@ class Destination(Part):
 
     async def _end(self, error: OptmigError | None) -> None:
         outcome = "completed" if self.migration.released else "failed"
-        if self._cancelled_because is not None:
-            error, outcome = self._cancelled_because, "cancelled"
+        if self._given_up_because is not None:
+            error = self._given_up_because
+            outcome = "cancelled" if isinstance(error, MigrationCancelled) else "failed"
         elif error is None and outcome == "failed":
             outcome = "checked"
         elif error is not None and self.migration.phase is not Phase.FAILED:

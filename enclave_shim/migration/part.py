@@ -144,6 +144,9 @@ class Part:
         """A daemon has connected: tell it what it may have missed."""
         await self.announcer.repeat_end()
 
+    def link_lost(self) -> None:
+        """The daemon's link to the peer has ended; where that changes nothing, do nothing."""
+
     async def token_delivered(self, payload: bytes) -> None:
         """Take the right to execute."""
         raise RemoteProtocolError("a token for who is no destination")

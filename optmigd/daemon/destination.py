@@ -76,7 +76,7 @@ class Arrival:
         self.turned_away = False
         self.ended: Params | None = None
         self.resumed_event = trio.Event()
-        self.duplicates = StreamDuplicates()
+        self._duplicates = StreamDuplicates()
         self._host = host
         self._peer = peer
         self._row = row
@@ -180,10 +180,24 @@ class Arrival:
             return None
         return reported_error(self.ended) or MigrationFailed("the shim agent gave no reason")
 
+    def cut_streams(self) -> None:
+        """End the data streams for both hosts, and take no more."""
+        self._host.tickets.withdraw(self._row.migration_id)
+        self._duplicates.cut()
+
+    async def tell_link_lost(self) -> None:
+        """Tell the agent that nothing more comes, unless it is the token: see contract 1.
+
+        Raises:
+            OptmigError: it has not heard, or it has no such migration.
+        """
+        params = {"migration_id": self._row.migration_id}
+        await self._live_agent().request("link_lost", params)
+
     def close(self) -> None:
         """Take no more streams and listen no longer."""
         self._host.tickets.withdraw(self._row.migration_id)
-        self.duplicates.close()
+        self._duplicates.close()
         if self._events is not None:
             self._events.close()
 
@@ -238,7 +252,7 @@ class Arrival:
 
     async def _take_stream(self, index: int, stream: socket.socket) -> None:
         """Own a data stream whose ticket was redeemed, and pass it to the agent."""
-        self.duplicates.keep(index, stream)
+        self._duplicates.keep(index, stream)
         params = {"migration_id": self._row.migration_id, "index": index}
         await self._live_agent().request("add_stream", params, fd=stream.fileno())
 

@@ -271,8 +271,7 @@ class IncomingMigration:
         """Finish without the conversation."""
         await self._arrival.take_over()  # the conversation may have ended in the middle of it
         if self._arrival.may_be_released and self._row.resumed is None:
-            # An agent that is not ready ends by itself when its streams break.
-            self._arrival.duplicates.cut()
+            self._arrival.cut_streams()
             await self._wait_for_token()
         if self.owned:
             await self._finish()
@@ -281,7 +280,7 @@ class IncomingMigration:
         else:
             said = None if self._arrival.aborted else self._arrival.failure()
             error = self._superseded or said or error or MigrationFailed("it came to nothing")
-            self._arrival.duplicates.cut()
+            self._arrival.cut_streams()
             state = "cancelled" if isinstance(error, MigrationCancelled) else "failed"
             self.record.finish(state, to_wire(error))
             if self._row.number:
@@ -309,7 +308,9 @@ class IncomingMigration:
         """Return when the source has said that the migration came to nothing there."""
         delay_s = RESOLVE_FIRST_S
         params = {"migration_id": self._row.migration_id}
+        agent_told = False
         while True:
+            agent_told = agent_told or await self._tell_link_lost()
             await trio.sleep(delay_s)
             delay_s = min(2 * delay_s, RESOLVE_LAST_S)
             peer = self._host.peers.by_key(self._peer.key) or self._peer
@@ -320,6 +321,17 @@ class IncomingMigration:
                 continue
             if stops_waiting(str(answer.get("state"))) and await self._shim_gives_up():
                 return
+
+    async def _tell_link_lost(self) -> bool:
+        """Have a shim that is not ready end; one that is will wait. Whether it has heard."""
+        try:
+            await self._arrival.tell_link_lost()
+        except (ChannelClosed, RuntimeFailed) as error:
+            self._log.info("shim_not_told", code=error.code, error=error.message)
+            return False
+        except EnclaveError as error:  # it knows of no such migration
+            self._log.info("shim_has_nothing_to_end", error=error.message)
+        return True
 
     async def _shim_gives_up(self) -> bool:
         """Have the shim end its wait; False: it has a token already, or could not be asked.

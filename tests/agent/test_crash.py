@@ -21,7 +21,7 @@ import trio
 from optmigd.bench.programs import Program
 from tests.support.agents import AgentHandle, Move, agents, launch_params
 from tests.support.busy import BUSY, ends_rightly, native_output
-from tests.support.fragile_agent import CANCELLED_WITH_READY
+from tests.support.fragile_agent import CANCELLED_WITH_READY, SPOILED_BEFORE_READY
 
 ENDLESS = ["10000000000"]
 MEMORY_BYTES = 256 << 20
@@ -202,6 +202,20 @@ async def test_a_cancel_that_comes_with_ready_is_a_cancel(
         # The next agent finds nothing in the vault that says otherwise.
         await hosts[0].crash(nursery)
         assert await hosts[0].runs()
+        await ends_rightly(hosts[0], answer)
+
+
+async def test_what_ends_the_destination_in_the_turn_of_ready_keeps_it_unsaid(
+    tmp_path: Path, integers: Program, answer: bytes
+) -> None:
+    """Said by one that ends, READY would have the source let go for nobody."""
+    async with running(tmp_path, integers, 2, destination=SPOILED_BEFORE_READY) as (hosts, nursery):
+        move = Move(hosts, integers.image, MEMORY_BYTES)
+        await move.begin(nursery)
+        await move.add_streams()
+        for host in reversed(hosts):
+            assert (await host.wait_event("ended"))["outcome"] == "failed"
+        assert not any(event["event"] == "release" for event in hosts[0].events)
         await ends_rightly(hosts[0], answer)
 
 

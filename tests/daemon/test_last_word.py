@@ -15,6 +15,7 @@ import trio
 
 from optmigd.config import format_address
 from optmigd.protocol.errors import MigrationFailed
+from optmigd.protocol.link import DATA_PREAMBLE
 from tests.support.daemons import Pair, Site, Wire, eventually, two_sites
 
 
@@ -87,6 +88,36 @@ async def test_a_cancel_in_a_round_is_learnt_when_both_can_talk_again(how: str) 
         await ends_alike(pair)
         known = await pair.b.client.recover(migration_id)
         assert known["here"] == "cancelled"
+
+
+@pytest.mark.parametrize("how", ["", "stopped", "killed"])
+async def test_a_destination_whose_streams_never_came_keeps_nothing(how: str) -> None:
+    """Its source is out of reach: nobody but its own daemon can tell it that there is no hope."""
+
+    async def has_answered() -> bool:
+        migration = (await pair.b.client.status("e1"))["migration"]
+        return migration is not None and migration["state"] == "active"
+
+    async with sites_with_way_back() as (pair, back):
+        pair.wire.keeps_streams_back = True
+        await pair.launch()
+        await pair.a.client.migrate("e1", "b", detach=True)
+        await eventually(
+            lambda: any(one.startswith(DATA_PREAMBLE) for one in pair.wire.first_bytes),
+            "a data stream is on its way",
+        )
+        with trio.fail_after(40):
+            while not await has_answered():  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        if how:
+            await (pair.b.stop() if how == "stopped" else pair.b.stop_as_if_killed())
+        back.cut(refuse=True)
+        pair.wire.cut(refuse=True)
+        if how:
+            await pair.b.start()
+        await eventually(lambda: pair.b.instances == [], "b has destroyed what it had")
+        assert [state for _, state, _ in ends(pair.b)] == ["unsettled"]
+        assert (await pair.a.client.status("e1"))["state"] == "running"
 
 
 @pytest.mark.parametrize("how", ["", "stopped", "killed"])

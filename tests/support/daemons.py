@@ -32,6 +32,8 @@ class Wire:
         self.target: tuple[str, int] = ("", 0)
         self.address: tuple[str, int] = ("", 0)
         self.refusing = False
+        self.keeps_streams_back = False
+        """Whether data streams are accepted, and what they say is not passed on."""
         self.first_bytes: list[bytes] = []
         """What each connection began with."""
         self._frozen: set[bool] = set()
@@ -100,6 +102,8 @@ class Wire:
                     self.first_bytes.append(content[:64])
                     if content.startswith(DATA_PREAMBLE):
                         self._data_streams += [source, sink]
+                        if self.keeps_streams_back:
+                            await trio.sleep_forever()
                 passes = self._streams_pass and source in self._data_streams
                 if to_target in self._frozen and not passes:
                     await self._thawed.wait()

@@ -151,6 +151,7 @@ class Agent:
         self.arena: Params = {}
         self.memory_bytes = 0
         self.migrating = False
+        self.said_ready = self.link_lost = False
         self.migration_id = b""
         self.params: Params = {}
         self.streams: dict[int, socket.socket] = {}
@@ -252,6 +253,12 @@ class Agent:
         self.scope.cancel()
         return {}
 
+    async def do_link_lost(self, params: Params, _fd: int | None) -> Params:
+        if self.migrating and not self.said_ready and params["migration_id"] == self.migration_id:
+            self.link_lost = True
+            self.scope.cancel()
+        return {}
+
     async def do_take_turn(self, _params: Params, _fd: int | None) -> Params:
         self.turn.set()
         return {}
@@ -270,6 +277,7 @@ class Agent:
     def _begin(self, params: Params) -> None:
         self.params = params
         self.migrating = True
+        self.said_ready = self.link_lost = False
         self.confirmation = b""
         self.migration_id = params["migration_id"]
         self.streams = {}
@@ -315,8 +323,9 @@ class Agent:
                 outcome = "failed"
                 error = {"code": "failed", "message": str(lost), "fields": {}}
         if self.scope.cancelled_caught:
-            outcome = "cancelled"
-            error = {"code": "cancelled", "message": "cancelled", "fields": {}}
+            outcome = "failed" if self.link_lost else "cancelled"
+            code = "channel-closed" if self.link_lost else "cancelled"
+            error = {"code": code, "message": code, "fields": {}}
         for stream in self.streams.values():
             stream.close()
         self.migrating = False
@@ -421,6 +430,7 @@ class Agent:
         if await _read(self.streams[0], len(digest)) != digest:
             raise Refused("failed")
         await self._enter("switchover", mine)
+        self.said_ready = True
         await trio.to_thread.run_sync(self.streams[0].sendall, READY)
         self.arena = json.loads(parts[0])
         self.arena["generation"] += 1

@@ -1,11 +1,12 @@
 """A shim agent whose first process kills itself at a chosen point (`DIES_AT` in the environment).
 
 The keeper is the real one, and so is the agent that follows. A point is a method that is replaced
-by one that dies before, or after, it has done its work. At one point it does not die: a cancel
-comes in the same turn of the event loop as READY.
+by one that dies before, or after, it has done its work. At two points it does not die: something
+ends the migration in the same turn of the event loop in which READY has come, or may be said.
 """
 
 import inspect
+import math
 import os
 import signal
 import sys
@@ -13,10 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from optmigd.enclave_shim.__main__ import main
 from optmigd.enclave_shim.kept import Inheritance
 
 CANCELLED_WITH_READY = "cancelled with READY"
+SPOILED_BEFORE_READY = "spoiled before READY"
 MENDED = Path("mended")
 """In the instance's directory: ends a crash loop."""
 
@@ -105,6 +109,26 @@ def _cancel_with_ready() -> None:
     vars(source)["Source"]._switch_over = with_cancel
 
 
+def _spoil_before_ready() -> None:
+    """Have the session spoiled when nothing is left to wait for before READY."""
+    from optmigd.enclave_shim import process
+    from optmigd.enclave_shim.migration import destination
+
+    verify, done = destination.Destination._verify, process.Process.done
+
+    async def spoiled(self: destination.Destination, *arguments: Any) -> Any:
+        async def done_and_spoiled(one: process.Process, *arguments: Any) -> None:
+            await done(one, *arguments)
+            self.deliver(b"nothing that opens")
+            while trio.current_effective_deadline() != -math.inf:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+
+        vars(process)["Process"].done = done_and_spoiled
+        return await verify(self, *arguments)
+
+    vars(destination)["Destination"]._verify = spoiled
+
+
 def _work(inheritance: Inheritance) -> int:
     point = os.environ["DIES_AT"]
     if point == "start":
@@ -112,6 +136,8 @@ def _work(inheritance: Inheritance) -> int:
             _die()
     elif point == CANCELLED_WITH_READY:
         _cancel_with_ready()
+    elif point == SPOILED_BEFORE_READY:
+        _spoil_before_ready()
     elif not inheritance.restarts:
         _make_fragile(point)
     from optmigd.enclave_shim import worker
