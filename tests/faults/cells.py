@@ -462,6 +462,9 @@ def run_cell(
         cell.violations.append(f"{type(error).__name__}: {error}")
     finally:
         cell.total_s = time.monotonic() - begun_s
+        for host in (hosts.alpha, hosts.beta):
+            crashed = host.crashed_agents(enclave)
+            cell.violations += [f"an agent of {host.name} crashed: {end}" for end in crashed]
         trial.leave()
     return cell
 

@@ -15,6 +15,7 @@ from optmigd.bench.hosts import Host, stop_host
 from optmigd.blocking import BlockingClient
 from optmigd.conversation import DaemonUnreachable
 from tests.faults.gate import GATE, HOST, Gate, gate_at
+from tests.faults.wrapped_agent import CRASHES
 from tests.faults.wrapped_daemon import DISK_FULL
 from tests.support.proxy import Proxy
 
@@ -108,6 +109,16 @@ class FaultyHost:
                 if alive(pid) and str(folder) in command_line(pid):
                     return pid
         return None
+
+    def crashed_agents(self, enclave: str) -> list[str]:
+        """How each agent of an enclave ended on this host that ended by itself and not in peace."""
+        try:
+            lines = (
+                (self.folder / "state/enclaves/e@1" / CRASHES).resolve().read_text().splitlines()
+            )
+        except FileNotFoundError:
+            return []
+        return [line for line in lines if line.startswith(f"{enclave}@")]
 
     def close(self) -> None:
         """End the daemon and every agent."""

@@ -1,17 +1,21 @@
 """A small part of the crash matrix; `make crash-matrix` runs all of it."""
 
+import os
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import BuildProgram
-from tests.faults.cells import FAULTS
+from tests.faults.cells import FAULTS, Trial
 from tests.faults.evidence import LedgerWork
 from tests.faults.gate import Boundary, Gate
+from tests.faults.hosts import FaultyHost, faulty_hosts
 from tests.faults.matrix import SHORT, Task, boundaries_of, run_cells, table
 
 SEED = 20261123
@@ -95,6 +99,28 @@ def test_the_boundaries_of_every_phase_are_found(program: BuildProgram, folder: 
     }
     assert expected - found == set()
     assert set(SHORT) == set(FAULTS)
+
+
+def test_an_agent_that_crashes_by_itself_is_noted(program: BuildProgram, folder: Path) -> None:
+    """One that was killed is not: that is what the matrix does."""
+    with faulty_hosts(folder) as hosts:
+        trial = Trial(hosts, LedgerWork(program("ledger")), "e")
+        try:
+            trial.launch()
+            for number in (signal.SIGKILL, signal.SIGSEGV):
+                pid = hosts.alpha.agent_pid("e")
+                assert pid is not None
+                os.kill(pid, number)
+                following = partial(_another_agent_lives, hosts.alpha, pid)
+                assert trial._wait(following, 20.0)
+            assert hosts.alpha.crashed_agents("e") == [f"e@1 {-signal.SIGSEGV}"]
+            assert hosts.beta.crashed_agents("e") == []
+        finally:
+            trial.leave()
+
+
+def _another_agent_lives(host: FaultyHost, than: int) -> bool:
+    return host.agent_pid("e") not in (None, than)
 
 
 def test_a_closed_gate_accepts_nothing_any_more(folder: Path) -> None:

@@ -1,12 +1,15 @@
 """The shim agent with a gate at every step of the hand-off; the code under test is the real one.
 
-The keeper is left as it is: the gates are put in where it forks the agent.
+The gates are put in where the keeper forks the agent. The keeper itself is as it is, but it notes
+beside the host's instances how an agent has ended that nobody has ended.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from optmigd.enclave_shim import keeper
 from optmigd.enclave_shim.__main__ import main as keeper_main
 from optmigd.enclave_shim.kept import Inheritance
 from tests.faults.gate import reach
@@ -33,6 +36,9 @@ _AFTER = frozenset(
     ["READY_EQUAL", "TOKEN_MADE", "RESUMED_RECEIVED", "PREPARED", "TOKEN_ACCEPTED", "RUNNING"]
 )
 _SENT = frozenset({"release", "resumed", "ended"})
+_ENDED_BY_OTHERS = frozenset({0, -signal.SIGKILL, -signal.SIGTERM})
+CRASHES = "../../agent-crashes"
+"""From an instance's directory: a line `ENCLAVE@N STATUS` for each."""
 
 
 def _here(name: str) -> None:
@@ -113,5 +119,20 @@ def agent(inheritance: Inheritance) -> int:
     return worker.main(Path.cwd(), None, inheritance)
 
 
+def note_crashes() -> None:
+    """Have the keeper note how its agents crash; the instance's directory may go with them."""
+    run_agent = keeper.Keeper._run_agent
+
+    def noted(self: keeper.Keeper) -> int:
+        status = run_agent(self)
+        if status not in _ENDED_BY_OTHERS:
+            with open(CRASHES, "a") as file:
+                file.write(f"{Path.cwd().name} {status}\n")
+        return status
+
+    keeper.Keeper._run_agent = noted  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
+    note_crashes()
     sys.exit(keeper_main(work=agent))
