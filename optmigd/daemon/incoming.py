@@ -329,7 +329,7 @@ class IncomingMigration:
         except (ChannelClosed, RuntimeFailed) as error:
             self._log.info("shim_not_told", code=error.code, error=error.message)
             return False
-        except EnclaveError as error:  # it knows of no such migration
+        except OptmigError as error:  # it has no such migration, or is of an earlier release
             self._log.info("shim_has_nothing_to_end", error=error.message)
         return True
 

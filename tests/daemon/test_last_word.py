@@ -47,10 +47,10 @@ def ends(site: Site) -> list[tuple[str, str, str]]:
         ]
 
 
-async def cancel_unheard(pair: Pair, back: Wire, hold_at: str) -> str:
+async def cancel_unheard(pair: Pair, back: Wire, hold_at: str, **destination: object) -> str:
     """Begin a move, and cancel it while the destination hears nothing. Returns its id."""
     source = {"hold_at": hold_at, "hold_until": str(pair.directory / "go")}
-    await pair.launch(script=json.dumps({"source": source}))
+    await pair.launch(script=json.dumps({"source": source, "destination": destination}))
     await pair.a.client.migrate("e1", "b", detach=True)
     held = pair.a.directory / "state/enclaves/e1@1/held"
     await eventually(held.exists, "the source's shim holds")
@@ -120,11 +120,12 @@ async def test_a_destination_whose_streams_never_came_keeps_nothing(how: str) ->
         assert (await pair.a.client.status("e1"))["state"] == "running"
 
 
-@pytest.mark.parametrize("how", ["", "stopped", "killed"])
+@pytest.mark.parametrize("how", ["", "stopped", "killed", "agent of an earlier release"])
 async def test_a_cancel_after_ready_is_learnt_by_the_instance_that_waits(how: str) -> None:
     async with sites_with_way_back() as (pair, back):
-        await cancel_unheard(pair, back, "ready")
-        if how:
+        unknown = ["link_lost"] if how.startswith("agent") else []
+        await cancel_unheard(pair, back, "ready", unknown=unknown)
+        if how in ("stopped", "killed"):
             await (pair.b.stop() if how == "stopped" else pair.b.stop_as_if_killed())
             await pair.b.start()
         assert pair.b.instances == ["e1@1"]

@@ -17,9 +17,10 @@ token from the first data stream, and not from its daemon. `resumed_when`: a fil
 runs, and does not say so until it is there. `release_first`: let a cancel lose the race against the
 release: ends the hold, and answers when it has released. `converge`: the source asks for its
 switchover turn and waits for it; the file that it names gets a line when it has it, and one when it
-has moved. At the top, `status_blockers` are the source's own, and `launch_error` refuses to launch.
-The file `exited` in INSTANCE_DIR says that the program has ended, `withdrawn` that it was
-cancelled, `kept` that a cancel came after the token, `gives_way` whether its bulk work is to wait.
+has moved. `unknown`: methods that the destination refuses. At the top, `status_blockers` are the
+source's own, and `launch_error` refuses to launch. The file `exited` in INSTANCE_DIR says that the
+program has ended, `withdrawn` that it was cancelled, `kept` that a cancel came after the token,
+`gives_way` whether its bulk work is to wait.
 """
 
 # It polls, and touches files where it likes: it is a scripted program, not a daemon.
@@ -45,6 +46,7 @@ from optmigd.protocol.errors import (
     MigrationBlocked,
     MigrationError,
     OptmigError,
+    RemoteProtocolError,
     to_wire,
 )
 from optmigd.protocol.wire import FrameDecoder, frame, pack, unpack
@@ -254,6 +256,8 @@ class Agent:
         return {}
 
     async def do_link_lost(self, params: Params, _fd: int | None) -> Params:
+        if "link_lost" in self.script.get("destination", {}).get("unknown", ()):
+            raise RemoteProtocolError("this agent knows no method 'link_lost'")
         if self.migrating and not self.said_ready and params["migration_id"] == self.migration_id:
             self.link_lost = True
             self.scope.cancel()
