@@ -405,6 +405,9 @@ class Agent:
             raise EnclaveError(f"no migration {migration_id.hex()} is under way here")
         return migration
 
+    def _find_for(self, params: Params) -> Part:
+        return self._find(requests.read_params(params, requests.Which).migration_id)
+
     async def _add_stream(self, params: Params, fd: int) -> Params:
         try:
             wanted = requests.read_params(params, requests.AddStream)
@@ -416,13 +419,13 @@ class Agent:
         return {}
 
     async def _cancel(self, params: Params, fd: int) -> Params:
-        migration = self._find(requests.read_params(params, requests.Which).migration_id)
+        migration = self._find_for(params)
         migration.cancel()
         await migration.announcer.repeat_end()  # where it had ended before
         return {}
 
     async def _link_lost(self, params: Params, fd: int) -> Params:
-        self._find(requests.read_params(params, requests.Which).migration_id).link_lost()
+        self._find_for(params).link_lost()
         return {}
 
     async def _set(self, params: Params, fd: int) -> Params:
@@ -434,7 +437,7 @@ class Agent:
         )
 
     async def _take_turn(self, params: Params, fd: int) -> Params:
-        self._find(requests.read_params(params, requests.Which).migration_id).take_turn()
+        self._find_for(params).take_turn()
         return {}
 
     # ---- questions and the end ----

@@ -7,6 +7,7 @@ import pytest
 
 from optmigd.bench.hosts import Host, two_hosts
 from optmigd.bench.programs import Program, build, build_workload
+from tests.support.busy import native_output
 
 PROGRAMS = Path(__file__).parent / "support" / "programs"
 
@@ -34,6 +35,18 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> BuildProgram:
         return built[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def integers(program: BuildProgram) -> Program:
+    """The program that is busy for as long as a test needs it; see `tests.support.busy`."""
+    return program("integers")
+
+
+@pytest.fixture(scope="session")
+def answer(integers: Program) -> bytes:
+    """What it prints when nothing happens to it."""
+    return native_output(integers)
 
 
 @pytest.fixture(scope="module")

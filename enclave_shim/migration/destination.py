@@ -142,17 +142,15 @@ class Destination(Part):
             AlreadyReleased: the program runs here.
 
         """
-        if self._over and not self.migration.released:
+        if self.migration.ended and not self.migration.released:
             return
         self._actions = self.migration.handle(Event.CANCEL)
         self._give_up(MigrationCancelled("cancelled; nothing was moved here"))
 
     def link_lost(self) -> None:
         """Destroy this side unless it has said READY: what is missing will never come."""
-        if not self._over:
-            self._actions = self.migration.handle(Event.LINK_LOST)
-            if self.migration.phase is Phase.FAILED:
-                self._give_up(ChannelClosed("the link to the source's host was lost"))
+        if Action.DESTROY_DESTINATION in self.migration.handle(Event.LINK_LOST):
+            self._give_up(ChannelClosed("the link to the source's host was lost"))
 
     async def token_delivered(self, payload: bytes) -> None:
         """Take the right to execute, and use it; see `Takeover`."""
@@ -166,10 +164,6 @@ class Destination(Part):
             await self._takeover.repeat()
         await self.announcer.enter(again=True)
         await super().daemon_back()
-
-    @property
-    def _over(self) -> bool:
-        return self.migration.ended or self._given_up_because is not None
 
     def _give_up(self, why: OptmigError) -> None:
         self._given_up_because = why

@@ -287,8 +287,7 @@ class ResumedArrival(Part):
 
     def cancel(self) -> None:
         """Destroy this side: its daemon has decided so; see `Part`."""
-        over = self.migration.ended or self._cancelled_because is not None
-        if over and not self.migration.released:
+        if self.migration.ended and not self.migration.released:
             return
         self.migration.handle(Event.CANCEL)
         self._cancelled_because = MigrationCancelled("cancelled; nothing was moved here")

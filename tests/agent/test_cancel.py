@@ -22,11 +22,6 @@ TIMEOUT_S = 8.0
 WATCHED_S = 0.6
 
 
-@pytest.fixture(scope="module")
-def integers(program: Callable[[str], Program]) -> Program:
-    return program("integers")
-
-
 def holding(
     hosts: list[AgentHandle], image: Path, phase: str, held: trio.Event, **export: object
 ) -> HostileMove:

@@ -1,6 +1,5 @@
 """What was asked for when a migration began can be changed while it is under way (`set`)."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,6 @@ from tests.support.agents import Move
 
 CRAWL_BYTES_S = 50_000
 """At this speed round 0 alone would take longer than the whole test may."""
-
-
-@pytest.fixture(scope="module")
-def integers(program: Callable[[str], Program]) -> Program:
-    return program("integers")
 
 
 async def test_a_crawling_migration_that_cannot_converge_is_let_through(

@@ -10,7 +10,7 @@ them. In the end exactly one side runs the program, and its answer is that of a 
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -20,21 +20,11 @@ import trio
 
 from optmigd.bench.programs import Program
 from tests.support.agents import AgentHandle, Move, agents, launch_params
-from tests.support.busy import BUSY, ends_rightly, native_output
+from tests.support.busy import BUSY, ends_rightly
 from tests.support.fragile_agent import CANCELLED_WITH_READY, SPOILED_BEFORE_READY
 
 ENDLESS = ["10000000000"]
 MEMORY_BYTES = 256 << 20
-
-
-@pytest.fixture(scope="module")
-def integers(program: Callable[[str], Program]) -> Program:
-    return program("integers")
-
-
-@pytest.fixture(scope="module")
-def answer(integers: Program) -> bytes:
-    return native_output(integers)
 
 
 @asynccontextmanager
@@ -141,9 +131,7 @@ async def test_a_crash_loop_is_slowed_and_the_program_runs_on(
 async def test_agent_and_program_die_with_their_keeper(tmp_path: Path, integers: Program) -> None:
     async with running(tmp_path, integers, 2, args=ENDLESS) as (hosts, nursery):
         move = Move(hosts, integers.image, MEMORY_BYTES, deliver_token=False)
-        await move.begin(nursery)
-        await move.add_streams()
-        await hosts[0].wait_event("release")
+        await move.up_to_release(nursery)
         for host in hosts:  # a parked program, and one that waits for its token
             assert host.process is not None
             pids = [host.worker_pid, _program_of(host)]
@@ -286,9 +274,7 @@ async def test_a_destination_that_was_ready_waits_for_the_token(
 ) -> None:
     async with running(tmp_path, integers, 3, destination="ready said") as (hosts, nursery):
         move = Move(hosts[:2], integers.image, MEMORY_BYTES, deliver_token=False)
-        await move.begin(nursery)
-        await move.add_streams()
-        token = (await hosts[0].wait_event("release"))["payload"]
+        token = await move.up_to_release(nursery)
         await hosts[1].recover(nursery)
         for wrong in (token[:-1], bytes([token[0] ^ 1]) + token[1:], b""):
             await move.give_token(wrong)
@@ -334,9 +320,7 @@ async def test_a_waiting_process_that_is_killed_is_replaced(
 ) -> None:
     async with running(tmp_path, integers, 3) as (hosts, nursery):
         move = Move(hosts[:2], integers.image, MEMORY_BYTES, deliver_token=False)
-        await move.begin(nursery)
-        await move.add_streams()
-        token = (await hosts[0].wait_event("release"))["payload"]
+        token = await move.up_to_release(nursery)
         if agent_crashes:
             await hosts[1].crash(nursery)
             assert await status_of(hosts[1], "state") == "waiting"
@@ -359,9 +343,7 @@ async def test_a_waiting_process_that_never_lives_long_is_given_up(
 ) -> None:
     async with running(tmp_path, integers, 2) as (hosts, nursery):
         move = Move(hosts, integers.image, MEMORY_BYTES, deliver_token=False)
-        await move.begin(nursery)
-        await move.add_streams()
-        await hosts[0].wait_event("release")
+        await move.up_to_release(nursery)
         killed: set[int] = set()
         for _ in range(6):
             await kill_waiting_process(hosts[1], killed)
@@ -376,9 +358,7 @@ async def test_a_destination_that_runs_confirms_with_one_confirmation(
 ) -> None:
     async with running(tmp_path, integers, 2, destination=point) as (hosts, nursery):
         move = Move(hosts, integers.image, MEMORY_BYTES)
-        await move.begin(nursery)
-        await move.add_streams()
-        token = (await hosts[0].wait_event("release"))["payload"]
+        token = await move.up_to_release(nursery)
         await hosts[1].recover(nursery)
         await hosts[1].wait_event("resumed")
         there = await hosts[1].wait_event("ended")

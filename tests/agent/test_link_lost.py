@@ -1,7 +1,6 @@
 """A destination whose daemon has lost the link: it ends at once, unless it has said READY."""
 
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,7 @@ from optmigd.bench.programs import Program
 from tests.agent.test_cancel import seen
 from tests.agent.test_migration import MEMORY_BYTES, eventually, running, state_of
 from tests.support.agents import Move
-from tests.support.busy import ends_rightly, native_output
-
-
-@pytest.fixture(scope="module")
-def integers(program: Callable[[str], Program]) -> Program:
-    return program("integers")
-
-
-@pytest.fixture(scope="module")
-def answer(integers: Program) -> bytes:
-    return native_output(integers)
+from tests.support.busy import ends_rightly
 
 
 @pytest.mark.parametrize("until", ["session", "answer", "first stream", "streams"])
@@ -68,9 +57,7 @@ async def test_what_is_ready_waits_on_for_the_token(
     async with running(tmp_path, integers) as hosts:
         move = Move(hosts, integers.image, MEMORY_BYTES, deliver_token=False)
         async with trio.open_nursery() as nursery:
-            await move.begin(nursery)
-            await move.add_streams()
-            token = (await hosts[0].wait_event("release"))["payload"]
+            token = await move.up_to_release(nursery)
             for _ in range(2):
                 await hosts[1].request("link_lost", migration_id=move.migration_id)
             assert await state_of(hosts[1]) == "waiting"

@@ -28,20 +28,10 @@ from optmigd.protocol.errors import (
     OptmigError,
 )
 from tests.support.agents import AgentHandle, Move, agents, launch_params
-from tests.support.busy import BUSY, EXIT_STATUS, ends_rightly, native_output
+from tests.support.busy import BUSY, EXIT_STATUS, ends_rightly
 
 ENDLESS = ["10000000000"]
 MEMORY_BYTES = 256 << 20
-
-
-@pytest.fixture(scope="module")
-def integers(program: Callable[[str], Program]) -> Program:
-    return program("integers")
-
-
-@pytest.fixture(scope="module")
-def answer(integers: Program) -> bytes:
-    return native_output(integers)
 
 
 async def resident_bytes(agent: AgentHandle) -> int:
@@ -257,9 +247,7 @@ async def test_released_and_unanswered_the_source_stays_parked_and_repeats_the_t
     async with running(tmp_path, integers) as hosts:
         move = Move(hosts, integers.image, MEMORY_BYTES, deliver_token=False)
         async with trio.open_nursery() as nursery:
-            await move.begin(nursery)
-            await move.add_streams()
-            token = (await hosts[0].wait_event("release"))["payload"]
+            token = await move.up_to_release(nursery)
             with pytest.raises(AlreadyReleased):
                 await hosts[0].request("cancel", migration_id=move.migration_id)
             assert await state_of(hosts[0]) == "released"

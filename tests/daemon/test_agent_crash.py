@@ -5,14 +5,13 @@ The daemons know nothing of it but that a connection broke and was made again.
 
 import math
 import sys
-from collections.abc import Callable
 
 import pytest
 import trio
 
 from optmigd.bench.programs import Program
 from optmigd.protocol.errors import MigrationFailed
-from tests.support.busy import BUSY, EXIT_STATUS, let_finish, native_output
+from tests.support.busy import BUSY, EXIT_STATUS, let_finish
 from tests.support.daemons import Pair, two_sites_of
 
 AGENT = (sys.executable, "-P", "-m", "tests.support.fragile_agent")
@@ -49,20 +48,9 @@ async def assert_it_ends_rightly(pair: Pair, expected: bytes, *, arrived: bool) 
         await trio.sleep(0.02)
 
 
-@pytest.fixture(scope="module")
-def integers(program: Callable[[str], Program]) -> Program:
-    return program("integers")
-
-
-@pytest.fixture(scope="module")
-def expected(integers: Program) -> bytes:
-    """What it writes when nothing happens to it."""
-    return native_output(integers)
-
-
 @pytest.mark.parametrize("point", ["parked", "noted", "receiving"])
 async def test_a_crash_before_the_release_leaves_it_at_the_source(
-    point: str, integers: Program, expected: bytes, monkeypatch: pytest.MonkeyPatch
+    point: str, integers: Program, answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DIES_AT", point)
     with trio.fail_after(170):
@@ -72,22 +60,22 @@ async def test_a_crash_before_the_release_leaves_it_at_the_source(
             if point != "receiving":  # the source's own agent, and its next one says so
                 assert error.message.startswith("the shim agent crashed during the migration")
             assert (await pair.a.client.status("e1"))["state"] == "running"
-            await assert_it_ends_rightly(pair, expected, arrived=False)
+            await assert_it_ends_rightly(pair, answer, arrived=False)
 
 
 @pytest.mark.parametrize("point", ["released", "token out", "running", "confirmed"])
 async def test_a_crash_after_the_release_completes_the_move(
-    point: str, integers: Program, expected: bytes, monkeypatch: pytest.MonkeyPatch
+    point: str, integers: Program, answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DIES_AT", point)
     with trio.fail_after(170):
         async with two_sites_of(AGENT) as pair:
             assert await move(pair, integers) is None
-            await assert_it_ends_rightly(pair, expected, arrived=True)
+            await assert_it_ends_rightly(pair, answer, arrived=True)
 
 
 async def test_a_confirmation_that_died_with_its_agent_is_shown_to_the_next(
-    integers: Program, expected: bytes, monkeypatch: pytest.MonkeyPatch
+    integers: Program, answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not after some time: as soon as there is a next one."""
     monkeypatch.setenv("DIES_AT", "confirmation in hand")
@@ -95,15 +83,15 @@ async def test_a_confirmation_that_died_with_its_agent_is_shown_to_the_next(
     with trio.fail_after(170):
         async with two_sites_of(AGENT) as pair:
             assert await move(pair, integers) is None
-            await assert_it_ends_rightly(pair, expected, arrived=True)
+            await assert_it_ends_rightly(pair, answer, arrived=True)
 
 
 async def test_a_crash_of_the_destination_after_ready_leaves_one_side_with_it(
-    integers: Program, expected: bytes, monkeypatch: pytest.MonkeyPatch
+    integers: Program, answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the source had let go when the link broke is left to chance."""
     monkeypatch.setenv("DIES_AT", "ready said")
     with trio.fail_after(170):
         async with two_sites_of(AGENT) as pair:
             arrived = await move(pair, integers) is None
-            await assert_it_ends_rightly(pair, expected, arrived=arrived)
+            await assert_it_ends_rightly(pair, answer, arrived=arrived)

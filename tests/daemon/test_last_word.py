@@ -34,6 +34,10 @@ async def sites_with_way_back() -> AsyncIterator[tuple[Pair, Wire]]:
         nursery.cancel_scope.cancel()
 
 
+async def stop(site: Site, how: str) -> None:
+    await (site.stop() if how == "stopped" else site.stop_as_if_killed())
+
+
 def ends(site: Site) -> list[tuple[str, str, str]]:
     """How the journal says that each migration ended, and the code of its error, oldest first."""
     with closing(
@@ -47,10 +51,10 @@ def ends(site: Site) -> list[tuple[str, str, str]]:
         ]
 
 
-async def cancel_unheard(pair: Pair, back: Wire, hold_at: str, **destination: object) -> str:
+async def cancel_unheard(pair: Pair, back: Wire, hold_at: str, **script: object) -> str:
     """Begin a move, and cancel it while the destination hears nothing. Returns its id."""
     source = {"hold_at": hold_at, "hold_until": str(pair.directory / "go")}
-    await pair.launch(script=json.dumps({"source": source, "destination": destination}))
+    await pair.launch(script=json.dumps({"source": source, **script}))
     await pair.a.client.migrate("e1", "b", detach=True)
     held = pair.a.directory / "state/enclaves/e1@1/held"
     await eventually(held.exists, "the source's shim holds")
@@ -80,7 +84,7 @@ async def test_a_cancel_in_a_round_is_learnt_when_both_can_talk_again(how: str) 
         await eventually(lambda: pair.b.instances == [], "b has destroyed what it had")
         assert [state for _, state, _ in ends(pair.b)] == ["unsettled"]
         if how:
-            await (pair.b.stop() if how == "stopped" else pair.b.stop_as_if_killed())
+            await stop(pair.b, how)
             await pair.b.start()
         known = await pair.b.client.recover(migration_id)
         assert (known["here"], known["choices"]) == ("failed", [])
@@ -110,7 +114,7 @@ async def test_a_destination_whose_streams_never_came_keeps_nothing(how: str) ->
             while not await has_answered():  # noqa: ASYNC110
                 await trio.sleep(0.01)
         if how:
-            await (pair.b.stop() if how == "stopped" else pair.b.stop_as_if_killed())
+            await stop(pair.b, how)
         back.cut(refuse=True)
         pair.wire.cut(refuse=True)
         if how:
@@ -126,7 +130,7 @@ async def test_a_cancel_after_ready_is_learnt_by_the_instance_that_waits(how: st
         unknown = ["link_lost"] if how.startswith("agent") else []
         await cancel_unheard(pair, back, "ready", unknown=unknown)
         if how in ("stopped", "killed"):
-            await (pair.b.stop() if how == "stopped" else pair.b.stop_as_if_killed())
+            await stop(pair.b, how)
             await pair.b.start()
         assert pair.b.instances == ["e1@1"]
         back.mend()

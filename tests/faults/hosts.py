@@ -113,9 +113,7 @@ class FaultyHost:
     def crashed_agents(self, enclave: str) -> list[str]:
         """How each agent of an enclave ended on this host that ended by itself and not in peace."""
         try:
-            lines = (
-                (self.folder / "state/enclaves/e@1" / CRASHES).resolve().read_text().splitlines()
-            )
+            lines = (self.folder / "state" / CRASHES).read_text().splitlines()
         except FileNotFoundError:
             return []
         return [line for line in lines if line.startswith(f"{enclave}@")]

@@ -37,8 +37,8 @@ _AFTER = frozenset(
 )
 _SENT = frozenset({"release", "resumed", "ended"})
 _ENDED_BY_OTHERS = frozenset({0, -signal.SIGKILL, -signal.SIGTERM})
-CRASHES = "../../agent-crashes"
-"""From an instance's directory: a line `ENCLAVE@N STATUS` for each."""
+CRASHES = "agent-crashes"
+"""In a host's state directory: a line `ENCLAVE@N STATUS` for each."""
 
 
 def _here(name: str) -> None:
@@ -126,8 +126,9 @@ def note_crashes() -> None:
     def noted(self: keeper.Keeper) -> int:
         status = run_agent(self)
         if status not in _ENDED_BY_OTHERS:
-            with open(CRASHES, "a") as file:
-                file.write(f"{Path.cwd().name} {status}\n")
+            instance = Path.cwd()
+            with open(instance.parents[1] / CRASHES, "a") as file:
+                file.write(f"{instance.name} {status}\n")
         return status
 
     keeper.Keeper._run_agent = noted  # type: ignore[method-assign]

@@ -5,7 +5,6 @@
 
 import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -39,11 +38,6 @@ ORDERS = ReceiveOrders(
     virtual_dir=PROPOSAL.own_dir,
 )
 FULL = 2
-
-
-@pytest.fixture(scope="module")
-def integers(program: Callable[[str], Program]) -> Program:
-    return program("integers")
 
 
 async def test_the_journal_waits_for_the_disk(tmp_path: Path) -> None:
@@ -165,9 +159,7 @@ async def test_a_released_process_never_runs_again(tmp_path: Path, integers: Pro
                     await host.connect(nursery)
                 params = launch_params(integers.image, args=ENDLESS)
                 pid = (await hosts[0].request("launch", **params))["pid"]
-                await move.begin(nursery)
-                await move.add_streams()
-                await hosts[0].wait_event("release")
+                await move.up_to_release(nursery)
                 with trio.fail_after(20):
                     while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110, ASYNC240
                         await trio.sleep(0.02)

@@ -361,6 +361,12 @@ class Move:
                             index=index,
                         )
 
+    async def up_to_release(self, nursery: trio.Nursery) -> bytes:
+        """Carry it to the point of no return; the sealed token that the source lets out."""
+        await self.begin(nursery)
+        await self.add_streams()
+        return bytes((await self.source.wait_event("release"))["payload"])
+
     def cut(self) -> None:
         """Break the data streams, as a daemon can."""
         while self.duplicates:

@@ -17,8 +17,8 @@ token from the first data stream, and not from its daemon. `resumed_when`: a fil
 runs, and does not say so until it is there. `release_first`: let a cancel lose the race against the
 release: ends the hold, and answers when it has released. `converge`: the source asks for its
 switchover turn and waits for it; the file that it names gets a line when it has it, and one when it
-has moved. `unknown`: methods that the destination refuses. At the top, `status_blockers` are the
-source's own, and `launch_error` refuses to launch. The file `exited` in INSTANCE_DIR says that the
+has moved. At the top, `status_blockers` are the source's own, `launch_error` refuses to launch, and
+`unknown` are methods that neither side knows. The file `exited` in INSTANCE_DIR says that the
 program has ended, `withdrawn` that it was cancelled, `kept` that a cancel came after the token,
 `gives_way` whether its bulk work is to wait.
 """
@@ -178,6 +178,8 @@ class Agent:
 
     async def answer(self, method: str, params: Params, fd: int | None) -> Params:
         """Carry out a request."""
+        if method in self.script.get("unknown", ()):
+            raise RemoteProtocolError(f"this agent knows no method {method!r}")
         handler: Callable[[Params, int | None], Awaitable[Params]] = getattr(self, f"do_{method}")
         return await handler(params, fd)
 
@@ -256,8 +258,6 @@ class Agent:
         return {}
 
     async def do_link_lost(self, params: Params, _fd: int | None) -> Params:
-        if "link_lost" in self.script.get("destination", {}).get("unknown", ()):
-            raise RemoteProtocolError("this agent knows no method 'link_lost'")
         if self.migrating and not self.said_ready and params["migration_id"] == self.migration_id:
             self.link_lost = True
             self.scope.cancel()
