@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 CTL_MAGIC = 0x4C54434D4954504F
 RT_MAGIC = 0x54524D4954504F01
 
@@ -201,6 +201,8 @@ RT_OFD = np.dtype(
         ("refs", "<u4"),
         ("flags", "<u4"),
         ("blocker", "<u4"),
+        ("pins", "<u4"),
+        ("pad", "<u4"),
         ("offset", "<i8"),
         ("object", RT_OBJECT),
         ("made", RT_PLACE),

@@ -16,7 +16,7 @@ typedef unsigned long u64;
 typedef int i32;
 typedef long i64;
 
-#define OPTMIG_ABI_VERSION 8u
+#define OPTMIG_ABI_VERSION 9u
 #define OPTMIG_CTL_MAGIC 0x4c54434d4954504full /* "OPTMICTL" */
 #define OPTMIG_RT_MAGIC 0x54524d4954504f01ull
 
@@ -183,7 +183,9 @@ struct rt_ofd {
   u32 refs;
   u32 flags;   /* of open(2), without O_CREAT, O_EXCL, O_TRUNC */
   u32 blocker; /* BLOCK_… */
-  i64 offset;  /* kept up to date at quiesce */
+  u32 pins;    /* of this host: its reads go past the program's page tables (pinned.c) */
+  u32 pad;
+  i64 offset; /* kept up to date at quiesce */
   struct rt_object object;
   struct rt_place made; /* only for kinds without a path */
   char path[RT_PATH_BYTES];

@@ -111,8 +111,13 @@ static i64 restore_fd(u32 fd, i32 *first) {
   if (first[ofd] >= 0)
     return first[ofd] == (i32)fd ? 0 : place(first[ofd], fd);
   i64 opened = reopen(o);
+  if (opened == -E_INVAL && o->flags & O_DIRECT) { /* no such thing here: it is a wish for speed */
+    o->flags &= ~(u32)O_DIRECT;
+    opened = reopen(o);
+  }
   if (IS_ERR(opened))
     return opened;
+  o->pins = o->kind < OFD_BLOCKER && rt_pins((u64)opened, o->flags);
   first[ofd] = (i32)fd;
   i64 r = place(opened, fd);
   raw1(__NR_close, opened);

@@ -57,7 +57,7 @@ static int is_file(int fd) {
 }
 
 static i64 transfer(i64 nr, int fd, u64 buffer, u64 bytes, i64 offset) {
-  if (!is_file(fd))
+  if (!is_file(fd) || RT->ofds[RT->fds[fd].ofd % RT_MAX_OFDS].pins)
     return answer(__syscall_cp(nr, fd, (i64)buffer, (i64)bytes, offset, 0, 0));
   if (__testcancel)
     __testcancel();

@@ -56,9 +56,9 @@ __asm__(".pushsection optmig_text,\"ax\",@progbits\n"
         ".long 7, 4, 1\n"
         ".asciz \"optmig\"\n"
         ".balign 4\n"
-        ".long 8\n"
+        ".long 9\n"
         ".popsection\n");
-_Static_assert(OPTMIG_ABI_VERSION == 8, "keep the note's last word equal to OPTMIG_ABI_VERSION");
+_Static_assert(OPTMIG_ABI_VERSION == 9, "keep the note's last word equal to OPTMIG_ABI_VERSION");
 
 static void die(const char *text) {
   raw3(__NR_write, 2, text, rt_strlen(text));

@@ -12,6 +12,7 @@
 #define F_SETLKW 7
 #define F_OFD_SETLK 37
 #define F_OFD_SETLKW 38
+#define CHANGEABLE_FLAGS (O_APPEND | O_NONBLOCK | O_DIRECT)
 
 int rt_fd_ok(u64 fd) {
   return fd < RESERVED_FD_FIRST && RT->fds[fd].state == FD_OPEN;
@@ -52,6 +53,7 @@ i64 rt_new_ofd(struct call *c, u64 fd, u32 kind, u32 flags, const char *path) {
     o->kind = kind;
     o->flags = flags & ~(u32)(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC);
     o->blocker = 0;
+    o->pins = kind < OFD_BLOCKER && rt_pins(fd, flags);
     o->offset = 0;
     set_path(o, path);
     rt_fill(&o->object, 0, sizeof o->object);
@@ -199,13 +201,15 @@ i64 sys_fcntl(struct call *c) {
     return -E_BADF;
   if (c->b == F_DUPFD || c->b == F_DUPFD_CLOEXEC)
     return dup_above(c->a, c->c, c->b == F_DUPFD_CLOEXEC);
+  if (c->b == F_SETFL && o->kind < OFD_BLOCKER && !o->pins)
+    c->c &= ~(u64)O_DIRECT; /* another thread may be about to read, untrapped */
   i64 r = c->b == F_SETLKW || c->b == F_OFD_SETLKW ? rt_wait_in(c) : rt_forward(c);
   if (IS_ERR(r))
     return r;
   if (c->b == F_SETFD)
     RT->fds[c->a].cloexec = c->c & 1;
   if (c->b == F_SETFL)
-    o->flags = (o->flags & ~(u32)(O_APPEND | 04000)) | ((u32)c->c & (O_APPEND | 04000));
+    o->flags = (o->flags & ~(u32)CHANGEABLE_FLAGS) | ((u32)c->c & CHANGEABLE_FLAGS);
   if ((c->b == F_SETLK || c->b == F_SETLKW || c->b == F_OFD_SETLK || c->b == F_OFD_SETLKW) &&
       o->kind == OFD_SHARED)
     o->blocker = *(u16 *)c->c == 2 /* F_UNLCK */ ? 0 : BLOCK_LOCKED;

@@ -168,10 +168,6 @@ static const struct output outputs[][OUTPUTS] = {
     ONE(timerfd_gettime, 2, 32),
 };
 
-struct iovec64 {
-  u64 base, bytes;
-};
-
 static u64 argument(const struct call *c, u32 number) {
   const u64 all[] = {c->a, c->b, c->c, c->d, c->e, c->f};
   return all[number - 1];
@@ -190,9 +186,9 @@ static u64 size_by_pointer(u64 at) {
 }
 
 static void mark_iovecs(struct rt_thread *t, u64 vector, u64 count) {
-  if (count > 1024 || !readable(vector, count * sizeof(struct iovec64)))
+  if (count > 1024 || !readable(vector, count * sizeof(struct rt_vector)))
     return;
-  const struct iovec64 *v = (const struct iovec64 *)vector;
+  const struct rt_vector *v = (const struct rt_vector *)vector;
   u64 low = ~0ul, high = 0;
   for (u64 i = 0; i < count; i++) {
     if (!v[i].bytes)

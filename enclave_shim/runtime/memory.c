@@ -216,6 +216,7 @@ void rt_memory_give(u64 start, u64 bytes) {
 
 /* A file is mapped by copying it: private, or shared and read-only. */
 static i64 fill_from_file(u64 start, u64 bytes, i32 fd, u64 offset) {
+  u32 pins = rt_ofd_of((u64)fd)->pins;
   for (u64 done = 0; done < bytes;) {
     i64 n = raw4(__NR_pread64, fd, start + done, bytes - done, offset + done);
     if (IS_ERR(n))
@@ -223,6 +224,8 @@ static i64 fill_from_file(u64 start, u64 bytes, i32 fd, u64 offset) {
     if (n == 0)
       break;
     rt_mark(start + done, (u64)n);
+    if (pins)
+      rt_write_again(start + done, (u64)n);
     done += (u64)n;
   }
   return 0;

@@ -140,6 +140,11 @@ struct call {
 };
 typedef i64 (*call_fn)(struct call *);
 
+/* The kernel's struct iovec. */
+struct rt_vector {
+  u64 base, bytes;
+};
+
 /* Where this image's data and the program's memory stand in an arena; the same on every host. */
 struct rt_layout {
   u64 data_start, data_end, data_copy, low;
@@ -275,6 +280,11 @@ i64 rt_wait_in(struct call *c);    /* any call that may wait, made again after a
 i64 rt_fd_forward(struct call *c); /* first argument is a descriptor */
 i64 rt_fd_write(struct call *c);
 i64 sys_recvfrom(struct call *), sys_two_fds(struct call *), sys_poll(struct call *);
+
+/* pinned.c */
+int rt_pins(u64 fd, u32 flags); /* whether reads of this file go past the program's page tables */
+i64 rt_read_pinned(struct call *c);
+void rt_write_again(u64 at, u64 bytes);
 
 /* objects.c */
 void rt_objects_save_flags(u32 fd, struct rt_ofd *o);

@@ -9,10 +9,6 @@
 #define MSG_WAITALL 0x100
 #define SOCK_STREAM 1
 
-struct vector {
-  u64 base, bytes;
-};
-
 /* Files are never waited for, anything else may be. */
 static int waits(const struct rt_ofd *o) {
   return o->kind >= OFD_BLOCKER && o->kind != OFD_VIEW;
@@ -39,7 +35,9 @@ i64 rt_fd_forward(struct call *c) {
   struct rt_ofd *o = rt_ofd_of(c->a);
   if (!o)
     return -E_BADF;
-  return o->kind == OFD_TIMERFD ? rt_timerfd_read(c, o) : waits(o) ? rt_wait_in(c) : rt_forward(c);
+  if (o->kind == OFD_TIMERFD)
+    return rt_timerfd_read(c, o);
+  return waits(o) ? rt_wait_in(c) : o->pins ? rt_read_pinned(c) : rt_forward(c);
 }
 
 static int goes_on(struct call *c, struct wait_state *w, i64 result) {
@@ -62,7 +60,7 @@ static i64 whole(struct call *c) {
   }
 }
 
-static void skip(struct vector *v, u64 *count, u64 bytes) {
+static void skip(struct rt_vector *v, u64 *count, u64 bytes) {
   u64 first = 0;
   while (first < *count && bytes >= v[first].bytes)
     bytes -= v[first++].bytes;
@@ -77,7 +75,7 @@ static void skip(struct vector *v, u64 *count, u64 bytes) {
 
 /* writev, or sendmsg with its vectors: `vectors` and `count` are where the call finds them. */
 static i64 whole_vectors(struct call *c, u64 *vectors, u64 *count) {
-  struct vector copy[MAX_VECTORS];
+  struct rt_vector copy[MAX_VECTORS];
   if (*count > MAX_VECTORS)
     return rt_wait_in(c); /* the kernel refuses it */
   rt_copy(copy, (const void *)*vectors, *count * sizeof *copy);

@@ -275,6 +275,13 @@ DEFENCES = (
         _PARKS + "test_the_program_goes_on_as_if_nothing_had_been[interrupts-300]",
     ),
     Defence(
+        "what a disk reads straight into the program's memory counts as written when it is there",
+        "enclave_shim/runtime/pinned.c",
+        "    if (bytes)\n      rt_write_again(",
+        "    if (!bytes)\n      rt_write_again(",
+        "tests/migration/test_uncached.py::test_what_a_disk_reads_straight_into_memory_arrives[kernel-10]",
+    ),
+    Defence(
         "half a table of mappings protects nothing",
         "enclave_shim/runtime/protections.c",
         "  if (bad)\n    return bad;\n",
