@@ -16,7 +16,14 @@ RT_MAGIC = 0x54524D4954504F01
 PAGE_BYTES = 4096
 ARENA_BASE = 0x100000000000
 CTL_BASE = 0x0FF000000000
-CTL_HEADER_BYTES = 1 << 20
+LAUNCH_BYTES = 1 << 20
+FILE_MARKS_OFFSET = LAUNCH_BYTES
+FILE_MARKS = 1 << 20
+FILE_WHOLE_MARKS = 4096
+FILE_MARKS_FACTOR = 0x9E3779B97F4A7C15
+FILE_MARKS_SHIFT = 44
+FILE_BLOCK_BYTES = 64 << 10
+CTL_HEADER_BYTES = LAUNCH_BYTES + FILE_MARKS + FILE_WHOLE_MARKS
 MARKS_BASE = CTL_BASE + CTL_HEADER_BYTES
 MARKS_BIAS = 0x7FF00000
 LOW_MARKS_BYTES = 512 << 10
@@ -29,6 +36,7 @@ RESERVED_FD_COUNT = 24
 RT_MAX_THREADS = 256
 RT_MAX_FDS = 1000
 RT_MAX_OFDS = 1000
+RT_MAX_WRITINGS = 64
 RT_PATH_BYTES = 1024
 RT_MAX_VMAS = 65536
 RT_AFFINITY_WORDS = 16
@@ -154,7 +162,7 @@ CTL = np.dtype(
         ("released", "<u4"),
         ("running", "<u4"),
         ("passed_on", "<u4"),
-        ("passed_on_pad", "<u4"),
+        ("files_watched", "<u4"),
     ],
     align=True,
 )
@@ -203,6 +211,7 @@ RT_OFD = np.dtype(
         ("blocker", "<u4"),
         ("pins", "<u4"),
         ("pad", "<u4"),
+        ("inode", "<u8"),
         ("offset", "<i8"),
         ("object", RT_OBJECT),
         ("made", RT_PLACE),
@@ -215,6 +224,18 @@ RT_VMA = np.dtype([("start", "<u8"), ("end", "<u8"), ("prot", "<u4"), ("kind", "
 
 RT_SIGACTION = np.dtype(
     [("handler", "<u8"), ("flags", "<u8"), ("mask", "<u8"), ("restorer", "<u8")], align=True
+)
+
+RT_WRITING = np.dtype(
+    [
+        ("used", "<u4"),
+        ("pad", "<u4"),
+        ("inode", "<u8"),
+        ("from", "<u8"),
+        ("bytes", "<u8"),
+        ("spare", "<u8", (4,)),
+    ],
+    align=True,
 )
 
 RT_THREAD = np.dtype(
@@ -242,6 +263,7 @@ RT_THREAD = np.dtype(
         ("stack_top", "<u8"),
         ("out_at", "<u8", (RT_OUTPUTS,)),
         ("out_bytes", "<u8", (RT_OUTPUTS,)),
+        ("writing", RT_WRITING),
     ],
     align=True,
 )
@@ -288,6 +310,7 @@ RT_STATE = np.dtype(
         ("boot_slots", "<u8", (RT_MAX_SLOTS,)),
         ("sigactions", RT_SIGACTION, (65,)),
         ("threads", RT_THREAD, (RT_MAX_THREADS,)),
+        ("writings", RT_WRITING, (RT_MAX_WRITINGS,)),
         ("fds", RT_FD, (RT_MAX_FDS,)),
         ("ofds", RT_OFD, (RT_MAX_OFDS,)),
         ("vmas", RT_VMA, (RT_MAX_VMAS,)),
@@ -312,6 +335,7 @@ STRUCTS = {
     "rt_ofd": RT_OFD,
     "rt_vma": RT_VMA,
     "rt_sigaction": RT_SIGACTION,
+    "rt_writing": RT_WRITING,
     "rt_thread": RT_THREAD,
     "rt_state": RT_STATE,
 }

@@ -409,6 +409,9 @@ class Control:
         self._address = int(self._flat.ctypes.data)
         self.marks: NDArray[np.uint8] = self._flat[abi.CTL_HEADER_BYTES :][:page_count]
         self.low_marks: NDArray[np.uint8] = self._flat[abi.CTL_HEADER_BYTES + marks_bytes :]
+        file_marks = self._flat[abi.FILE_MARKS_OFFSET : abi.CTL_HEADER_BYTES]
+        self.file_marks: NDArray[np.uint8] = file_marks[: abi.FILE_MARKS]
+        self.file_whole_marks: NDArray[np.uint8] = file_marks[abi.FILE_MARKS :]
         if fd < 0:
             self["magic"] = abi.CTL_MAGIC
             self["abi_version"] = abi.ABI_VERSION
@@ -452,7 +455,7 @@ class Control:
             raise ValueError("arguments, environment and paths cannot hold a NUL character")
         block = b"".join(os.fsencode(text) + b"\0" for text in texts)
         offset = abi.PAGE_BYTES
-        if offset + len(block) > abi.CTL_HEADER_BYTES:
+        if offset + len(block) > abi.LAUNCH_BYTES:
             raise ValueError(f"arguments and environment take {len(block)} bytes: too long")
         self._flat[offset : offset + len(block)] = np.frombuffer(block, dtype=np.uint8)
         self["launch_offset"] = offset

@@ -22,39 +22,20 @@ resident of these pages are sent.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import time
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optmigd.enclave_shim import abi
+from optmigd.enclave_shim import abi, linux
 from optmigd.enclave_shim.arena import Arena, Runs, merge_runs, runs_of_pages
 from optmigd.enclave_shim.tracker import Range, Tracked, take_marks, tracked_ranges
 from optmigd.protocol.errors import TrackerUnavailable
 
-_SYS_MEMBARRIER = 324
-_MEMBARRIER_CMD_GLOBAL_EXPEDITED = 2
 _STORES_ARE_VISIBLE_S = 50e-6
 """A store leaves its processor within a microsecond, or at once when the thread is interrupted."""
 _ALTERNATE_STACKS_END = abi.RT_STATE_BYTES + abi.RT_MAX_THREADS * abi.ALT_STACK_BYTES
 _LARGEST_STACK_BYTES = 1 << 30
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def full_barrier() -> None:
-    """Order memory: here, and in every thread of a program that marks itself.
-
-    All that any of them wrote before is visible before anything that this thread reads from now on.
-
-    Raises:
-        OSError: the kernel has no membarrier (Linux 4.16 or later has).
-    """
-    if _libc.syscall(_SYS_MEMBARRIER, _MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0):
-        code = ctypes.get_errno()
-        raise OSError(code, f"membarrier: {os.strerror(code)}")
 
 
 def marks_itself(process: Tracked) -> bool:
@@ -97,7 +78,7 @@ class CompilerTracker:
         """Return the pages written since the last call; see `Tracker`. It is always as quick."""
         parts = [take_marks(self._ctl.marks)]
         parts += [self._take_low(data) for data in self._data]
-        full_barrier()
+        linux.full_barrier()
         if not parked:
             time.sleep(_STORES_ARE_VISIBLE_S)
         parts.append(self._mark_again())

@@ -4,9 +4,11 @@ They are copied like memory. Every round sends what differs from the round befor
 is taken while the program is parked, and is as short as what it wrote since. A file is compared in
 chunks by hash, so a large file of which little changes costs little to send.
 
-Whether a file changed at all is told by its size, times and inode. A change within the clock tick
-of the last look would keep them equal, so a file that was touched just before it was read is not
-believed to be unchanged the next time (as git treats its 'racily clean' files).
+Which blocks of its files the program wrote is told by its runtime (`written_files`), and nothing
+else of a file is read then. Without that, whether a file changed at all is told by its size, times
+and inode. A change within the clock tick of the last look would keep them equal, so a file that was
+touched just before it was read is not believed to be unchanged the next time (as git treats its
+'racily clean' files). The same way tells of a file that somebody else has changed.
 
 What arrives is applied beneath two directories and nowhere else: paths are checked component by
 component and opened without following links, whatever the peer says.
@@ -23,6 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from optmigd.enclave_shim import abi
+from optmigd.enclave_shim.written_files import Written, WrittenFiles
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.errors import RemoteProtocolError
 from optmigd.protocol.records import FileMeta
@@ -33,6 +40,7 @@ MAX_DEPTH = 64
 MAX_PATH_BYTES = 1023
 IO_NAMES = ("output.log", "stdin")
 _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_UNKNOWN = b""  # of a chunk: another than any digest
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -52,6 +60,7 @@ class _Known:
     mode: int
     mtime_ns: int
     size: int = 0
+    lost: bool = False  # it could not be looked at: what was written is not known any more
     target: str = ""
     chunks: list[bytes] = field(default_factory=list)
 
@@ -72,11 +81,19 @@ class TravellingFiles:
         own: the enclave's own directory.
         io_files: name (one of `IO_NAMES`) to path.
         chunk_bytes: the most content of one step.
+        written: what the program has written into its own directory; None: not known.
 
     """
 
-    def __init__(self, own: Path, io_files: dict[str, Path], chunk_bytes: int) -> None:
+    def __init__(
+        self,
+        own: Path,
+        io_files: dict[str, Path],
+        chunk_bytes: int,
+        written: WrittenFiles | None = None,
+    ) -> None:
         self._chunk_bytes = chunk_bytes
+        self._written = written
         self._own = own
         self._io_files = io_files
         self._known: dict[tuple[Root, str], _Known] = {}
@@ -103,6 +120,7 @@ class TravellingFiles:
 
     def delta(self) -> Iterator[Step]:
         """Yield the steps from what was sent before to what is there now; blocks on the disk."""
+        written = self._written.take() if self._written else None
         now_ns = time.time_ns()
         entries = {(entry.root, entry.path): entry for entry in self._walk()}
         for key in sorted(self._known, key=lambda key: key[1].count("/"), reverse=True):
@@ -115,7 +133,9 @@ class TravellingFiles:
             known = self._known.get(key)
             stamp = _stamp(entry.status)
             trusted = now_ns - max(entry.status.st_ctime_ns, entry.status.st_mtime_ns) > RACY_NS
-            if known and known.trusted and known.stamp == stamp:
+            blocks = _blocks(entry, known, written)
+            same = known is not None and known.stamp == stamp
+            if known and same and not (known.trusted if blocks is None else blocks.any()):
                 continue
             fresh = _Known(
                 entry.kind,
@@ -144,8 +164,11 @@ class TravellingFiles:
                     # The program has removed or replaced it since we looked: the next delta tells.
                     self._forget(key, known)
                     continue
-                with open(fd, "rb", buffering=0) as file:
-                    yield from self._file_delta(entry, file.fileno(), known, fresh)
+                with open(fd, "rb", buffering=0):
+                    if known and blocks is not None and _may_be_patched(fd, known, blocks):
+                        yield from self._patches(key, fd, known, fresh, blocks)
+                    else:
+                        yield from self._file_delta(entry, fd, known, fresh)
                 yield _meta(key, fresh)
         for key, fresh in reversed(directories):  # last: what happens inside changes the times
             yield _meta(key, fresh)
@@ -154,7 +177,7 @@ class TravellingFiles:
         if known is None:
             del self._known[key]
         else:
-            known.trusted = False
+            known.trusted, known.lost = False, True
             self._known[key] = known
 
     def _file_delta(
@@ -181,6 +204,34 @@ class TravellingFiles:
             index += 1
         if known is None or known.size > fresh.size or fresh.size == 0:
             yield FileMeta(*key, "truncate", size=fresh.size), b""
+
+    def _patches(
+        self,
+        key: tuple[Root, str],
+        fd: int,
+        known: _Known,
+        fresh: _Known,
+        blocks: NDArray[np.bool_],
+    ) -> Iterator[Step]:
+        """The blocks that were written, and what the file has grown by since."""
+        fresh.chunks, fresh.size = known.chunks, known.size
+        ends = os.fstat(fd).st_size
+        if ends > known.size:  # what was appended, and the rest of the block that it begins in
+            grown = known.size // abi.FILE_BLOCK_BYTES
+            blocks = np.resize(blocks, -(-ends // abi.FILE_BLOCK_BYTES))
+            blocks[grown:] = True
+        for first, count in _runs(blocks):
+            at, end = first * abi.FILE_BLOCK_BYTES, (first + count) * abi.FILE_BLOCK_BYTES
+            while at < end and (content := os.pread(fd, min(end - at, self._chunk_bytes), at)):
+                yield FileMeta(*key, "write", offset=at), content
+                self._forget_digests(fresh, at, len(content))
+                at += len(content)
+                fresh.size = max(fresh.size, at)
+
+    def _forget_digests(self, fresh: _Known, offset: int, length: int) -> None:
+        first, last = offset // self._chunk_bytes, (offset + length - 1) // self._chunk_bytes
+        fresh.chunks.extend([_UNKNOWN] * (last + 1 - len(fresh.chunks)))
+        fresh.chunks[first : last + 1] = [_UNKNOWN] * (last + 1 - first)
 
     def _open(self, entry: _Entry) -> int:
         if entry.root == "io":
@@ -226,6 +277,32 @@ def _walk_directory(directory: int, prefix: str, depth: int) -> Iterator[_Entry]
                 yield _Entry("own", path, "other", status)
         except FileNotFoundError:
             continue  # removed while we looked: the next delta will not see it either
+
+
+def _blocks(
+    entry: _Entry, known: _Known | None, written: Written | None
+) -> NDArray[np.bool_] | None:
+    """Which blocks of what the destination has of a file were written; None: that is not known."""
+    if not known or known.lost or not written or (entry.root, entry.kind) != ("own", "file"):
+        return None
+    inode = entry.status.st_ino
+    if inode != known.stamp[0] or written.whole(inode):
+        return None
+    return written.blocks(inode, -(-known.size // abi.FILE_BLOCK_BYTES))
+
+
+def _may_be_patched(fd: int, known: _Known, blocks: NDArray[np.bool_]) -> bool:
+    """Whether what is open is that file, and all that was changed in it is known."""
+    status = os.fstat(fd)
+    if status.st_ino != known.stamp[0] or status.st_size < known.size:
+        return False
+    return bool(blocks.any()) or status.st_size > known.size
+
+
+def _runs(blocks: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First index and length of every run of true ones."""
+    edges = np.flatnonzero(np.diff(blocks, prepend=False, append=False))
+    return list(zip(edges[::2].tolist(), (edges[1::2] - edges[::2]).tolist(), strict=True))
 
 
 def _is_utf8(text: str) -> bool:

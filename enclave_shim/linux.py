@@ -14,10 +14,12 @@ _libc.getauxval.restype = ctypes.c_ulong
 
 SYS_FUTEX = 202  # x86-64
 SYS_TGKILL = 234
+SYS_MEMBARRIER = 324
 SYS_FSOPEN = 430
 SYS_FSCONFIG = 431
 SYS_FSMOUNT = 432
 FUTEX_WAKE = 1
+MEMBARRIER_CMD_GLOBAL_EXPEDITED = 2
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 MADV_HUGEPAGE = 14
@@ -165,3 +167,14 @@ def die_with_parent(parent_pid: int) -> None:
 def signal_frame_bytes() -> int:
     """Bytes of the largest signal frame that this kernel and CPU write (XSAVE area included)."""
     return int(_libc.getauxval(ctypes.c_ulong(AT_MINSIGSTKSZ)))
+
+
+def full_barrier() -> None:
+    """Order memory: here, and in every thread of a program that marks itself.
+
+    All that any of them wrote before is visible before anything that this thread reads from now on.
+
+    Raises:
+        OSError: the kernel has no membarrier (Linux 4.16 or later has).
+    """
+    _check(_libc.syscall(SYS_MEMBARRIER, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0), "membarrier")

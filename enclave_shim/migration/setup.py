@@ -17,6 +17,7 @@ from optmigd.enclave_shim.migration.report import SourceReport
 from optmigd.enclave_shim.migration.rounds import Rounds
 from optmigd.enclave_shim.tracker import Tracker
 from optmigd.enclave_shim.trackers import missing
+from optmigd.enclave_shim.written_files import WrittenFiles
 from optmigd.protocol.blockers import Blocker
 from optmigd.protocol.ciphers import check_chosen
 from optmigd.protocol.errors import MigrationBlocked, RemoteProtocolError
@@ -96,6 +97,7 @@ def make_rounds(
     answer: Answer,
     gate: BulkGate,
     tracker: Tracker | None,
+    written: WrittenFiles | None,
 ) -> Rounds:
     """Put streams, tracker and files together; nothing is sent yet."""
     senders = [
@@ -116,5 +118,5 @@ def make_rounds(
         for index, sock in enumerate(sockets)
     ]
     keys.forget()  # every stream has derived its own
-    files = TravellingFiles(enclave.own_dir, enclave.io_files, answer.record_bytes)
+    files = TravellingFiles(enclave.own_dir, enclave.io_files, answer.record_bytes, written)
     return Rounds(enclave.arena, senders, files, tracker)

@@ -58,6 +58,7 @@ from optmigd.enclave_shim.migration.turn import SwitchoverTurn
 from optmigd.enclave_shim.remembered import Memory, SourceFacts, UnderWay
 from optmigd.enclave_shim.tracker import Tracker
 from optmigd.enclave_shim.trackers import make_tracker
+from optmigd.enclave_shim.written_files import WrittenFiles
 from optmigd.protocol.convergence import (
     Abort,
     OnStall,
@@ -127,6 +128,7 @@ class Source(Part):
         self._cancelled_because: OptmigError | None = None
         self._actions: tuple[Action, ...] = ()
         self._tracker: Tracker | None = None
+        self._written: WrittenFiles | None = None
         self._rounds: Rounds | None = None
         self._sending = Sending(self.streams, self.bulk_gate)
         self._throttle = Throttle(enclave.process)
@@ -278,6 +280,7 @@ class Source(Part):
             answer,
             self.bulk_gate,
             self._tracker,
+            self._written,
         )
         self._report.setup_done()
         try:
@@ -298,6 +301,8 @@ class Source(Part):
     async def _arm(self) -> None:
         """Begin tracking, while the destination makes itself ready."""
         self._tracker = make_tracker(self.enclave, self.bulk_gate.wait)
+        self._written = WrittenFiles(self.enclave.process.ctl, self.enclave.arena)
+        self._written.watch()
         await trio.to_thread.run_sync(self._tracker.arm)
 
     # ---- rounds ----
@@ -458,6 +463,8 @@ class Source(Part):
 
     async def _disarm(self) -> None:
         """Stop tracking: not before the token is out or the program resumed, for it takes time."""
+        if self._written is not None:
+            self._written.unwatch()
         if self._tracker is not None:
             await trio.to_thread.run_sync(self._tracker.disarm)
 

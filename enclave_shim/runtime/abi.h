@@ -23,7 +23,16 @@ typedef long i64;
 #define PAGE_BYTES 4096ul
 #define ARENA_BASE 0x100000000000ul
 #define CTL_BASE 0x0ff000000000ul
-#define CTL_HEADER_BYTES (1ul << 20)             /* struct ctl and the launch block */
+#define LAUNCH_BYTES (1ul << 20) /* struct ctl and the launch block */
+/* What the program has written into its files (written.c): one byte for each block, and behind them one for
+ * each whole file. Where a file begins is told by its inode, times FACTOR, shifted by SHIFT. */
+#define FILE_MARKS_OFFSET LAUNCH_BYTES
+#define FILE_MARKS (1ul << 20)
+#define FILE_WHOLE_MARKS 4096ul
+#define FILE_MARKS_FACTOR 0x9e3779b97f4a7c15ul
+#define FILE_MARKS_SHIFT 44
+#define FILE_BLOCK_BYTES (64ul << 10)
+#define CTL_HEADER_BYTES (LAUNCH_BYTES + FILE_MARKS + FILE_WHOLE_MARKS)
 #define MARKS_BASE (CTL_BASE + CTL_HEADER_BYTES) /* one byte per arena page: 1 = dirty */
 /* The same marks for a program built with --tracker=compiler: the byte for the page of address a is at
  * MARKS_BIAS + (a >> 12); below 2 GiB, where the image's own data is, they are a piece of their own. */
@@ -99,7 +108,8 @@ struct ctl {
   /* ---- written by the runtime ---- */
   u32 running;   /* threads that are neither parked nor gone */
   u32 passed_on; /* the quiesce whose signal was passed on to every thread */
-  u32 passed_on_pad;
+  /* ---- written by the agent ---- */
+  u32 files_watched; /* 1: what the program writes into its files is marked */
 };
 
 /* ---- travelling state ---- */
@@ -107,6 +117,7 @@ struct ctl {
 #define RT_MAX_THREADS 256
 #define RT_MAX_FDS 1000
 #define RT_MAX_OFDS 1000
+#define RT_MAX_WRITINGS 64
 #define RT_PATH_BYTES 1024
 #define RT_MAX_VMAS 65536
 #define RT_AFFINITY_WORDS 16        /* 1024 processors, as in libc */
@@ -185,6 +196,7 @@ struct rt_ofd {
   u32 blocker; /* BLOCK_… */
   u32 pins;    /* of this host: its reads go past the program's page tables (pinned.c) */
   u32 pad;
+  u64 inode;  /* of this host, of a file that can be written; 0: none */
   i64 offset; /* kept up to date at quiesce */
   struct rt_object object;
   struct rt_place made; /* only for kinds without a path */
@@ -201,6 +213,14 @@ struct rt_vma {
 struct rt_sigaction {
   u64 handler, flags, mask;
   u64 restorer;
+};
+
+/* A call that changes a file, while it is under way. */
+struct rt_writing {
+  u32 used, pad;
+  u64 inode;       /* ~0: any file */
+  u64 from, bytes; /* the part that it may change; up to the end where the sum overflows */
+  u64 spare[4];    /* a cache line of its own */
 };
 
 enum rt_slot { RT_SLOT_FREE, RT_SLOT_USED, RT_SLOT_ENDS }; /* ends: no program code runs in it any more */
@@ -224,6 +244,7 @@ struct rt_thread {
   char name[16];
   u64 stack_top;                                 /* of the program's own stack */
   u64 out_at[RT_OUTPUTS], out_bytes[RT_OUTPUTS]; /* what the call that it is in may fill */
+  struct rt_writing writing;                     /* by a trapped call */
 };
 
 struct rt_state {
@@ -256,6 +277,7 @@ struct rt_state {
   u64 boot_slots[RT_MAX_SLOTS]; /* of the first thread, until libc has set up its own */
   struct rt_sigaction sigactions[65];
   struct rt_thread threads[RT_MAX_THREADS];
+  struct rt_writing writings[RT_MAX_WRITINGS]; /* by calls that are not trapped */
   struct rt_fd fds[RT_MAX_FDS];
   struct rt_ofd ofds[RT_MAX_OFDS];
   struct rt_vma vmas[RT_MAX_VMAS];

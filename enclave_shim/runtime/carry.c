@@ -118,6 +118,7 @@ static i64 restore_fd(u32 fd, i32 *first) {
   if (IS_ERR(opened))
     return opened;
   o->pins = o->kind < OFD_BLOCKER && rt_pins((u64)opened, o->flags);
+  o->inode = o->kind < OFD_DEVICE ? rt_file_inode((u64)opened, o->flags) : 0;
   first[ofd] = (i32)fd;
   i64 r = place(opened, fd);
   raw1(__NR_close, opened);
@@ -145,6 +146,7 @@ static void describe(char *why, u64 n, const char *text, const char *path) {
 }
 
 int rt_files_restore(char *why, u64 why_bytes) {
+  rt_writings_restore();
   i32 first[RT_MAX_OFDS];
   for (u32 i = 0; i < RT_MAX_OFDS; i++)
     first[i] = -1;

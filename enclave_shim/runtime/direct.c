@@ -56,28 +56,61 @@ static int is_file(int fd) {
   return (kind >= OFD_OWN && kind <= OFD_DEVICE) || kind == OFD_OUTPUT;
 }
 
-static i64 transfer(i64 nr, int fd, u64 buffer, u64 bytes, i64 offset) {
-  if (!is_file(fd) || RT->ofds[RT->fds[fd].ofd % RT_MAX_OFDS].pins)
-    return answer(__syscall_cp(nr, fd, (i64)buffer, (i64)bytes, offset, 0, 0));
+static i64 trapped(i64 nr, int fd, u64 buffer, u64 bytes, i64 offset) {
+  return answer(__syscall_cp(nr, fd, (i64)buffer, (i64)bytes, offset, 0, 0));
+}
+
+static const struct rt_ofd *simple_file(int fd) {
+  const struct rt_ofd *o = is_file(fd) ? &RT->ofds[RT->fds[fd].ofd % RT_MAX_OFDS] : 0;
+  return o && !o->pins ? o : 0;
+}
+
+static i64 read_file(i64 nr, int fd, u64 buffer, u64 bytes, i64 offset) {
+  if (!simple_file(fd))
+    return trapped(nr, fd, buffer, bytes, offset);
   if (__testcancel)
     __testcancel();
   return answer(raw4(nr, fd, buffer, bytes, offset));
 }
 
+/* What is appended needs no mark: the file has grown. */
+static i64 write_file(i64 nr, int fd, u64 buffer, u64 bytes, i64 offset) {
+  const struct rt_ofd *o = simple_file(fd);
+  if (!o)
+    return trapped(nr, fd, buffer, bytes, offset);
+  if (__testcancel)
+    __testcancel();
+  if (!o->inode || o->flags & O_APPEND)
+    return answer(raw4(nr, fd, buffer, bytes, offset));
+  int placed = nr == __NR_pwrite64;
+  volatile struct rt_writing *w = rt_writing_begin(o->inode, placed ? (u64)offset : 0, placed ? bytes : ~0ul);
+  int watched = CTL->files_watched != 0;
+  if (!w || (watched && !placed)) {
+    if (w)
+      rt_writing_end(w);
+    return trapped(nr, fd, buffer, bytes, offset);
+  }
+  if (watched)
+    rt_file_mark(w->inode, (u64)offset, bytes);
+  i64 r = raw4(nr, fd, buffer, bytes, offset);
+  rt_writing_end(w);
+  return answer(r);
+}
+
 DIRECT i64 read(int fd, void *buffer, u64 bytes) {
-  return transfer(__NR_read, fd, (u64)buffer, bytes, 0);
+  return read_file(__NR_read, fd, (u64)buffer, bytes, 0);
 }
 
 DIRECT i64 write(int fd, const void *buffer, u64 bytes) {
-  return transfer(__NR_write, fd, (u64)buffer, bytes, 0);
+  return write_file(__NR_write, fd, (u64)buffer, bytes, 0);
 }
 
 DIRECT i64 pread(int fd, void *buffer, u64 bytes, i64 offset) {
-  return transfer(__NR_pread64, fd, (u64)buffer, bytes, offset);
+  return read_file(__NR_pread64, fd, (u64)buffer, bytes, offset);
 }
 
 DIRECT i64 pwrite(int fd, const void *buffer, u64 bytes, i64 offset) {
-  return transfer(__NR_pwrite64, fd, (u64)buffer, bytes, offset);
+  return write_file(__NR_pwrite64, fd, (u64)buffer, bytes, offset);
 }
 
 DIRECT i64 lseek(int fd, i64 offset, int whence) {

@@ -54,6 +54,7 @@ i64 rt_new_ofd(struct call *c, u64 fd, u32 kind, u32 flags, const char *path) {
     o->flags = flags & ~(u32)(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC);
     o->blocker = 0;
     o->pins = kind < OFD_BLOCKER && rt_pins(fd, flags);
+    o->inode = kind < OFD_DEVICE ? rt_file_inode(fd, flags) : 0;
     o->offset = 0;
     set_path(o, path);
     rt_fill(&o->object, 0, sizeof o->object);

@@ -222,13 +222,12 @@ static i64 two_paths(struct call *c) {
   return r;
 }
 
-static i64 path_and_fd(struct call *c, struct rt_path *p, u64 nr_fd, u64 flags, u64 arg) {
+static i64 path_and_fd(struct call *c, struct rt_path *p, u64 flags) {
   i64 fd = raw4(__NR_openat, p->dirfd, p->at, flags | O_CLOEXEC, 0);
   if (IS_ERR(fd))
     return fd;
-  i64 r = raw2(nr_fd, fd, arg);
+  i64 r = c->nr == __NR_statfs ? raw2(__NR_fstatfs, fd, c->b) : rt_truncate_fd(c->self, (u64)fd, c->b);
   raw1(__NR_close, fd);
-  (void)c;
   return r;
 }
 
@@ -252,9 +251,9 @@ i64 rt_path_call(struct call *c) {
     if (IS_ERR(r))
       return r;
     if (c->nr == __NR_statfs)
-      return path_and_fd(c, &p, __NR_fstatfs, 0, c->b);
+      return path_and_fd(c, &p, 0);
     rt_note_outside_write(&p);
-    return path_and_fd(c, &p, __NR_ftruncate, O_WRONLY, c->b);
+    return path_and_fd(c, &p, O_WRONLY);
   default: break;
   }
   /* (dirfd, path, …); an empty or missing path means the descriptor itself */

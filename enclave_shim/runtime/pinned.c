@@ -11,10 +11,9 @@
 
 #define MADV_POPULATE_WRITE 23
 #define MAX_BLOCK_BYTES (64ul << 10) /* a disk writes whole blocks, also where the file ends within one */
-#define MAX_VECTORS 1024
 
 static int copies_unless_direct(u64 fd) {
-  static const u32 known[] = {0xef53 /* ext4 */, 0x58465342 /* XFS */, 0x9123683e /* btrfs */,
+  static const u32 known[] = {0xef53 /* ext4 */,     0x58465342 /* XFS */,   0x9123683e /* btrfs */,
                               0xf2f52010 /* F2FS */, 0x01021994 /* tmpfs */, 0x6969 /* NFS */};
   u64 status[15]; /* struct statfs; f_type is its first word */
   if (raw2(__NR_fstatfs, fd, status))
@@ -36,25 +35,22 @@ void rt_write_again(u64 at, u64 bytes) {
   raw3(__NR_madvise, first, PAGE_UP(at + bytes) - first, MADV_POPULATE_WRITE);
 }
 
-/* What a read is to fill; by a copy, because its own data may take the place of the vectors. */
-static u64 vectors_of(const struct call *c, struct rt_vector *v) {
-  if (c->nr == __NR_read || c->nr == __NR_pread64) {
-    v[0] = (struct rt_vector){c->b, c->c};
-    return 1;
+/* What the call is to fill, if it is a read; copied, because its own data may take the place of the vectors.
+ */
+static u64 filled_by(const struct call *c, struct rt_vector *v) {
+  switch (c->nr) {
+  case __NR_read:
+  case __NR_pread64: v[0] = (struct rt_vector){c->b, c->c}; return 1;
+  case __NR_readv:
+  case __NR_preadv:
+  case __NR_preadv2: return rt_vectors_of(c, v);
+  default: return 0;
   }
-  if (c->nr != __NR_readv && c->nr != __NR_preadv && c->nr != __NR_preadv2)
-    return 0;
-  u64 bytes = c->c * sizeof *v;
-  if (c->c > MAX_VECTORS) /* the kernel refuses it */
-    return 0;
-  struct rt_vector to = {(u64)v, bytes}, from = {c->b, bytes};
-  i64 n = raw6(__NR_process_vm_readv, raw0(__NR_getpid), (i64)&to, 1, (i64)&from, 1, 0);
-  return n == (i64)bytes ? c->c : 0; /* else the kernel cannot read them either */
 }
 
 i64 rt_read_pinned(struct call *c) {
-  struct rt_vector vectors[MAX_VECTORS];
-  u64 count = vectors_of(c, vectors);
+  struct rt_vector vectors[RT_MAX_VECTORS];
+  u64 count = filled_by(c, vectors);
   i64 r = rt_forward(c);
   u64 left = IS_ERR(r) ? ~0ul : (u64)r + MAX_BLOCK_BYTES; /* an error may come after some of the data */
   for (u64 i = 0; i < count && left; i++) {

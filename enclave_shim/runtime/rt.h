@@ -54,6 +54,8 @@
 #define O_PATH 010000000
 #define O_TMPFILE 020200000
 #define F_DUPFD_CLOEXEC 1030
+#define S_IFMT 0170000
+#define S_IFREG 0100000
 
 #define PAGE_UP(x) (((x) + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1))
 #define PAGE_DOWN(x) ((x) & ~(PAGE_BYTES - 1))
@@ -141,6 +143,7 @@ struct call {
 typedef i64 (*call_fn)(struct call *);
 
 /* The kernel's struct iovec. */
+#define RT_MAX_VECTORS 1024
 struct rt_vector {
   u64 base, bytes;
 };
@@ -275,6 +278,7 @@ void rt_view_save(u32 fd, struct rt_ofd *o);
 i64 rt_view_restore(const struct rt_ofd *o);
 
 /* transfers.c */
+u64 rt_vectors_of(const struct call *c, struct rt_vector *v); /* a copy; 0 if the kernel cannot read them */
 int rt_readable(u32 fd, int wait_ms);
 i64 rt_wait_in(struct call *c);    /* any call that may wait, made again after a quiesce */
 i64 rt_fd_forward(struct call *c); /* first argument is a descriptor */
@@ -285,6 +289,15 @@ i64 sys_recvfrom(struct call *), sys_two_fds(struct call *), sys_poll(struct cal
 int rt_pins(u64 fd, u32 flags); /* whether reads of this file go past the program's page tables */
 i64 rt_read_pinned(struct call *c);
 void rt_write_again(u64 at, u64 bytes);
+
+/* written.c */
+u64 rt_file_inode(u64 fd, u32 flags); /* of a file that can be written; 0 otherwise */
+void rt_file_mark(u64 inode, u64 from, u64 bytes);
+volatile struct rt_writing *rt_writing_begin(u64 inode, u64 from, u64 bytes); /* 0: no slot is free */
+void rt_writing_end(volatile struct rt_writing *w);
+void rt_writings_restore(void);
+i64 rt_file_call(struct call *c, u64 fd, const struct rt_ofd *o); /* any call on a file */
+i64 rt_truncate_fd(struct rt_thread *self, u64 fd, u64 bytes);
 
 /* objects.c */
 void rt_objects_save_flags(u32 fd, struct rt_ofd *o);

@@ -4,7 +4,6 @@
  * for. Both are invisible to the program: the call goes on where it stopped, on whichever host. */
 #include "rt.h"
 
-#define MAX_VECTORS 1024
 #define MSG_PEEK 2
 #define MSG_WAITALL 0x100
 #define SOCK_STREAM 1
@@ -12,6 +11,15 @@
 /* Files are never waited for, anything else may be. */
 static int waits(const struct rt_ofd *o) {
   return o->kind >= OFD_BLOCKER && o->kind != OFD_VIEW;
+}
+
+u64 rt_vectors_of(const struct call *c, struct rt_vector *v) {
+  u64 bytes = c->c * sizeof *v;
+  if (c->c > RT_MAX_VECTORS)
+    return 0;
+  struct rt_vector to = {(u64)v, bytes}, from = {c->b, bytes};
+  i64 n = raw6(__NR_process_vm_readv, raw0(__NR_getpid), (i64)&to, 1, (i64)&from, 1, 0);
+  return n == (i64)bytes ? c->c : 0;
 }
 
 int rt_readable(u32 fd, int wait_ms) {
@@ -37,7 +45,7 @@ i64 rt_fd_forward(struct call *c) {
     return -E_BADF;
   if (o->kind == OFD_TIMERFD)
     return rt_timerfd_read(c, o);
-  return waits(o) ? rt_wait_in(c) : o->pins ? rt_read_pinned(c) : rt_forward(c);
+  return waits(o) ? rt_wait_in(c) : rt_file_call(c, c->a, o);
 }
 
 static int goes_on(struct call *c, struct wait_state *w, i64 result) {
@@ -75,8 +83,8 @@ static void skip(struct rt_vector *v, u64 *count, u64 bytes) {
 
 /* writev, or sendmsg with its vectors: `vectors` and `count` are where the call finds them. */
 static i64 whole_vectors(struct call *c, u64 *vectors, u64 *count) {
-  struct rt_vector copy[MAX_VECTORS];
-  if (*count > MAX_VECTORS)
+  struct rt_vector copy[RT_MAX_VECTORS];
+  if (*count > RT_MAX_VECTORS)
     return rt_wait_in(c); /* the kernel refuses it */
   rt_copy(copy, (const void *)*vectors, *count * sizeof *copy);
   *vectors = (u64)copy;
@@ -99,7 +107,7 @@ i64 rt_fd_write(struct call *c) {
   if (!o)
     return -E_BADF;
   if (!waits(o))
-    return rt_forward(c);
+    return rt_file_call(c, c->a, o);
   if (c->nr == __NR_write || c->nr == __NR_sendto)
     return whole(c);
   if (c->nr == __NR_writev)
@@ -126,7 +134,9 @@ i64 sys_two_fds(struct call *c) {
   struct rt_ofd *one = rt_ofd_of(c->a), *two = rt_ofd_of(other);
   if (!one || !two)
     return -E_BADF;
-  return waits(one) || waits(two) ? rt_wait_in(c) : rt_forward(c);
+  if (waits(one) || waits(two))
+    return rt_wait_in(c);
+  return c->nr == __NR_sendfile ? rt_file_call(c, c->a, one) : rt_file_call(c, other, two);
 }
 
 /* poll, ppoll, select, pselect6. The kernel writes what remains back into the timeout of all but

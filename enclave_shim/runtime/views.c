@@ -8,8 +8,6 @@
 
 #define MOST_BYTES (1ul << 20) /* a larger file is opened as any other */
 #define NO_VIEW (-4096l)       /* neither a descriptor nor an error */
-#define S_IFMT 0170000
-#define S_IFREG 0100000
 
 static int begins(const char *text, const char *with) {
   while (*with)
