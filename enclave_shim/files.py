@@ -9,9 +9,6 @@ else of a file is read then. Without that, whether a file changed at all is told
 and inode. A change within the clock tick of the last look would keep them equal, so a file that was
 touched just before it was read is not believed to be unchanged the next time (as git treats its
 'racily clean' files). The same way tells of a file that somebody else has changed.
-
-What arrives is applied beneath two directories and nowhere else: paths are checked component by
-component and opened without following links, whatever the peer says.
 """
 
 import errno
@@ -20,7 +17,6 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,24 +24,31 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from optmigd.enclave_shim import abi
+from optmigd.enclave_shim import abi, linux
+from optmigd.enclave_shim.beneath import DIRECTORY, MAX_DEPTH, parent_of
 from optmigd.enclave_shim.written_files import Written, WrittenFiles
 from optmigd.protocol.blockers import Blocker
-from optmigd.protocol.errors import RemoteProtocolError
 from optmigd.protocol.records import FileMeta
 
 RACY_NS = 20_000_000  # two ticks of a 100 Hz kernel
 MAX_FILES = 200_000
-MAX_DEPTH = 64
-MAX_PATH_BYTES = 1023
-IO_NAMES = ("output.log", "stdin")
 _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_KEEPS_INODES = {
+    0xEF53,  # ext4
+    0x58465342,  # XFS
+    0x9123683E,  # btrfs
+    0xF2F52010,  # F2FS
+    0x01021994,  # tmpfs
+    0x6969,  # NFS
+    0x2FC12FC1,  # ZFS
+    0x794C7630,  # overlay
+}
+"""File systems (`f_type`) where a file has one inode, for the program as for this process."""
+
 _UNKNOWN = b""  # of a chunk: another than any digest
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 Root = Literal["own", "io"]
-Buffer = bytes | bytearray | memoryview
 Step = tuple[FileMeta, bytes]
 """A change, and the content that goes with it."""
 
@@ -79,7 +82,7 @@ class TravellingFiles:
 
     Args:
         own: the enclave's own directory.
-        io_files: name (one of `IO_NAMES`) to path.
+        io_files: name (one of `file_receiver.IO_NAMES`) to path.
         chunk_bytes: the most content of one step.
         written: what the program has written into its own directory; None: not known.
 
@@ -93,7 +96,8 @@ class TravellingFiles:
         written: WrittenFiles | None = None,
     ) -> None:
         self._chunk_bytes = chunk_bytes
-        self._written = written
+        self._written = written if linux.file_system(own) in _KEEPS_INODES else None
+        self._device = own.stat().st_dev
         self._own = own
         self._io_files = io_files
         self._known: dict[tuple[Root, str], _Known] = {}
@@ -133,7 +137,8 @@ class TravellingFiles:
             known = self._known.get(key)
             stamp = _stamp(entry.status)
             trusted = now_ns - max(entry.status.st_ctime_ns, entry.status.st_mtime_ns) > RACY_NS
-            blocks = _blocks(entry, known, written)
+            mine = entry.status.st_dev == self._device
+            blocks = _blocks(entry, known, written) if mine else None
             same = known is not None and known.stamp == stamp
             if known and same and not (known.trusted if blocks is None else blocks.any()):
                 continue
@@ -236,7 +241,7 @@ class TravellingFiles:
     def _open(self, entry: _Entry) -> int:
         if entry.root == "io":
             return os.open(self._io_files[entry.path], os.O_RDONLY | os.O_CLOEXEC)
-        with _parent(self._own, entry.path) as (parent, name):
+        with parent_of(self._own, entry.path) as (parent, name):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             return os.open(name, flags, dir_fd=parent)
 
@@ -268,7 +273,7 @@ def _walk_directory(directory: int, prefix: str, depth: int) -> Iterator[_Entry]
                 yield _Entry("own", path, "file", status)
             elif stat.S_ISDIR(status.st_mode):
                 yield _Entry("own", path, "dir", status)
-                child = os.open(name, _DIRECTORY, dir_fd=directory)
+                child = os.open(name, DIRECTORY, dir_fd=directory)
                 try:
                     yield from _walk_directory(child, path + "/", depth + 1)
                 finally:
@@ -296,7 +301,7 @@ def _may_be_patched(fd: int, known: _Known, blocks: NDArray[np.bool_]) -> bool:
     status = os.fstat(fd)
     if status.st_ino != known.stamp[0] or status.st_size < known.size:
         return False
-    return bool(blocks.any()) or status.st_size > known.size
+    return bool(blocks.any()) or status.st_size > known.size or status.st_mtime_ns == known.mtime_ns
 
 
 def _runs(blocks: NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -319,108 +324,3 @@ def _meta(key: tuple[Root, str], fresh: _Known) -> Step:
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
     return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def checked_parts(path: str) -> list[str]:
-    """The components of a relative path that stays below its root.
-
-    Raises:
-        RemoteProtocolError: it is absolute, empty, too long, or has a `.` or `..`.
-
-    """
-    parts = path.split("/")
-    if (
-        len(os.fsencode(path)) > MAX_PATH_BYTES
-        or len(parts) > MAX_DEPTH
-        or "\0" in path
-        or any(part in ("", ".", "..") for part in parts)
-    ):
-        raise RemoteProtocolError("the peer names a file outside the enclave's own directory")
-    return parts
-
-
-@contextmanager
-def _parent(root: Path, path: str) -> Iterator[tuple[int, str]]:
-    """Open the directory that holds `path`, following no link on the way down."""
-    *parents, name = checked_parts(path)
-    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in parents:
-            child = os.open(part, _DIRECTORY, dir_fd=directory)
-            os.close(directory)
-            directory = child
-        yield directory, name
-    finally:
-        os.close(directory)
-
-
-class FileReceiver:
-    """The destination's side: applies steps beneath its two roots.
-
-    Args:
-        own: the (new) own directory.
-        io_dir: where `IO_NAMES` are written.
-
-    """
-
-    def __init__(self, own: Path, io_dir: Path) -> None:
-        self._own = own
-        self._io_dir = io_dir
-
-    def apply(self, change: FileMeta, content: Buffer) -> None:
-        """Carry out one step; blocks on the disk.
-
-        Raises:
-            RemoteProtocolError: the step is not one that a source may ask for.
-            OSError: the file system refused it.
-
-        """
-        if change.root == "own":
-            root = self._own
-        elif change.path in IO_NAMES and change.op in ("write", "truncate", "meta"):
-            root = self._io_dir
-        else:
-            raise RemoteProtocolError("the peer names a file that cannot travel")
-        with _parent(root, change.path) as (parent, name):
-            match change.op:
-                case "mkdir":
-                    os.mkdir(name, 0o700, dir_fd=parent)
-                case "symlink":
-                    os.symlink(change.target, name, dir_fd=parent)
-                case "delete":
-                    _delete(name, parent)
-                case "write" | "truncate":
-                    _write(change, content, name, parent)
-                case "meta":
-                    _set_meta(change, name, parent)
-
-
-def _delete(name: str, parent: int) -> None:
-    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-    if stat.S_ISDIR(status.st_mode):
-        os.rmdir(name, dir_fd=parent)
-    else:
-        os.unlink(name, dir_fd=parent)
-
-
-def _write(change: FileMeta, content: Buffer, name: str, parent: int) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, 0o600, dir_fd=parent)
-    try:
-        if change.op == "truncate":
-            os.ftruncate(fd, change.size)
-        rest, offset = memoryview(content), change.offset
-        while rest:
-            written = os.pwrite(fd, rest, offset)
-            rest, offset = rest[written:], offset + written
-    finally:
-        os.close(fd)
-
-
-def _set_meta(change: FileMeta, name: str, parent: int) -> None:
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
-        os.utime(fd, ns=(change.mtime_ns, change.mtime_ns))
-        os.fchmod(fd, change.mode & 0o777)
-    finally:
-        os.close(fd)

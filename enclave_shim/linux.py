@@ -169,6 +169,13 @@ def signal_frame_bytes() -> int:
     return int(_libc.getauxval(ctypes.c_ulong(AT_MINSIGSTKSZ)))
 
 
+def file_system(path: os.PathLike[str]) -> int:
+    """The kind of file system that a path is on: `f_type` of statfs(2)."""
+    status = (ctypes.c_long * 15)()
+    _check(_libc.statfs(os.fsencode(path), status), os.fspath(path))
+    return int(status[0])
+
+
 def full_barrier() -> None:
     """Order memory: here, and in every thread of a program that marks itself.
 

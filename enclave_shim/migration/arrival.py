@@ -9,7 +9,7 @@ import trio
 from optmigd.enclave_shim import abi
 from optmigd.enclave_shim.abi import Command
 from optmigd.enclave_shim.arena import Runs, split_huge
-from optmigd.enclave_shim.files import FileReceiver
+from optmigd.enclave_shim.file_receiver import FileReceiver
 from optmigd.enclave_shim.migration.background import run_in_background
 from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.enclave_shim.migration.common import Enclave, ReceiveOrders

@@ -26,7 +26,8 @@ from optmigd.enclave_shim.arena import (
     runs_of_pages,
     zero_pages,
 )
-from optmigd.enclave_shim.files import FileReceiver, Step
+from optmigd.enclave_shim.file_receiver import FileReceiver
+from optmigd.enclave_shim.files import Step
 from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.enclave_shim.migration.handoff_frames import broken_stream_told, send_short_frame
 from optmigd.protocol.errors import ChannelClosed

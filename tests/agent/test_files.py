@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optmigd.enclave_shim.files import FileReceiver, TravellingFiles, checked_parts
+from optmigd.enclave_shim.beneath import checked_parts
+from optmigd.enclave_shim.file_receiver import FileReceiver
+from optmigd.enclave_shim.files import TravellingFiles
 from optmigd.protocol.errors import RemoteProtocolError
 from optmigd.protocol.records import FileMeta
 

@@ -22,7 +22,8 @@ from optmigd.enclave_shim.arena import (
     pages_of_runs,
     runs_of_pages,
 )
-from optmigd.enclave_shim.files import FileReceiver, Step
+from optmigd.enclave_shim.file_receiver import FileReceiver
+from optmigd.enclave_shim.files import Step
 from optmigd.enclave_shim.migration.bulk_gate import BulkGate
 from optmigd.enclave_shim.migration.handoff_frames import receive_frame
 from optmigd.enclave_shim.migration.pump import (

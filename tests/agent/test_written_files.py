@@ -9,7 +9,8 @@ import pytest
 
 from optmigd.enclave_shim import abi
 from optmigd.enclave_shim.arena import Arena, Control
-from optmigd.enclave_shim.files import FileReceiver, TravellingFiles
+from optmigd.enclave_shim.file_receiver import FileReceiver
+from optmigd.enclave_shim.files import TravellingFiles
 from optmigd.enclave_shim.written_files import WrittenFiles
 from optmigd.protocol.records import FileMeta
 from tests.agent.test_files import tree

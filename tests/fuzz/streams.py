@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from optmigd.enclave_shim.files import FileReceiver
+from optmigd.enclave_shim.file_receiver import FileReceiver
 from optmigd.protocol.record_format import (
     HEADER_BYTES,
     RUN,

@@ -11,7 +11,6 @@ from optmigd.requests import Tracker
 from tests.conftest import PROGRAMS
 from tests.support.journeys import Journey, native_run
 
-
 ROUNDS, PAUSE_US = "1000", "5000"
 
 

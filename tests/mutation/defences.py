@@ -397,16 +397,16 @@ DEFENCES = (
     ),
     Defence(
         "a file name stays inside its directory (receiver's path)",
-        "enclave_shim/files.py",
+        "enclave_shim/beneath.py",
         """        or any(part in ("", ".", "..") for part in parts)\n""",
         "        or False\n",
         "tests/agent/test_files.py::test_paths_that_lead_out_are_refused",
     ),
     Defence(
         "a planted link is not followed",
-        "enclave_shim/files.py",
-        "_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC\n",
-        "_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC\n",
+        "enclave_shim/beneath.py",
+        "DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC\n",
+        "DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC\n",
         "tests/agent/test_files.py::test_a_planted_link_is_not_followed",
     ),
     # Who may receive it.
