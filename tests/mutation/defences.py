@@ -37,6 +37,7 @@ _POLICY = "tests/agent/test_policy_and_sim.py::"
 _CRASH = "tests/agent/test_crash.py::"
 _MODEL = "tests/model/test_model.py::"
 _PARKS = "tests/runtime/test_cancelled_park.py::"
+_WRITTEN = "tests/agent/test_written_files.py::"
 _OWN = "tests/mutation/test_defences.py::"
 
 _COMPARED = "        if getattr(token, name) != getattr(expected, name)\n"
@@ -280,6 +281,27 @@ DEFENCES = (
         "    if (bytes)\n      rt_write_again(",
         "    if (!bytes)\n      rt_write_again(",
         "tests/migration/test_uncached.py::test_what_a_disk_reads_straight_into_memory_arrives[kernel-10]",
+    ),
+    Defence(
+        "a write into a file that was under way when the file was looked at counts once more",
+        "enclave_shim/written_files.py",
+        "before + self._under_way)",
+        "self._under_way)",
+        _WRITTEN + "test_a_write_that_is_under_way_counts_until_it_was_seen_to_be_over",
+    ),
+    Defence(
+        "a file of which it is not known what was written is compared as a whole",
+        "enclave_shim/files.py",
+        "known.trusted, known.lost = False, True",
+        "known.trusted, known.lost = False, False",
+        _WRITTEN + "test_a_file_that_could_not_be_looked_at_is_compared",
+    ),
+    Defence(
+        "what is written at a descriptor's position is marked when its end is known",
+        "enclave_shim/runtime/written.c",
+        "  if (watched && change.at_position) {\n",
+        "  if (0) {\n",
+        "tests/migration/test_written_files.py::test_files_that_change_in_every_way_arrive[kernel]",
     ),
     Defence(
         "half a table of mappings protects nothing",
