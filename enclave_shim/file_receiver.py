@@ -20,6 +20,8 @@ Buffer = bytes | bytearray | memoryview
 class FileReceiver:
     """The destination's side: applies steps beneath its two roots.
 
+    A file stays open from one write to the next; see `release`.
+
     Args:
         own: the (new) own directory.
         io_dir: where `IO_NAMES` are written.
@@ -29,6 +31,7 @@ class FileReceiver:
     def __init__(self, own: Path, io_dir: Path) -> None:
         self._own = own
         self._io_dir = io_dir
+        self._held: tuple[tuple[str, str], int] | None = None
 
     def apply(self, change: FileMeta, content: Buffer) -> None:
         """Carry out one step; blocks on the disk.
@@ -44,6 +47,10 @@ class FileReceiver:
             root = self._io_dir
         else:
             raise RemoteProtocolError("the peer names a file that cannot travel")
+        if change.op == "write":
+            _write_all(self._hold(root, change), content, change.offset)
+            return
+        self.release()
         with parent_of(root, change.path) as (parent, name):
             match change.op:
                 case "mkdir":
@@ -52,10 +59,28 @@ class FileReceiver:
                     os.symlink(change.target, name, dir_fd=parent)
                 case "delete":
                     _delete(name, parent)
-                case "write" | "truncate":
-                    _write(change, content, name, parent)
+                case "truncate":
+                    fd = _open_to_write(name, parent)
+                    try:
+                        os.ftruncate(fd, change.size)
+                    finally:
+                        os.close(fd)
                 case "meta":
                     _set_meta(change, name, parent)
+
+    def release(self) -> None:
+        """Close the file that was written last."""
+        if self._held is not None:
+            (_, fd), self._held = self._held, None
+            os.close(fd)
+
+    def _hold(self, root: Path, change: FileMeta) -> int:
+        key = change.root, change.path
+        if self._held is None or self._held[0] != key:
+            self.release()
+            with parent_of(root, change.path) as (parent, name):
+                self._held = key, _open_to_write(name, parent)
+        return self._held[1]
 
 
 def _delete(name: str, parent: int) -> None:
@@ -66,18 +91,16 @@ def _delete(name: str, parent: int) -> None:
         os.unlink(name, dir_fd=parent)
 
 
-def _write(change: FileMeta, content: Buffer, name: str, parent: int) -> None:
+def _open_to_write(name: str, parent: int) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, 0o600, dir_fd=parent)
-    try:
-        if change.op == "truncate":
-            os.ftruncate(fd, change.size)
-        rest, offset = memoryview(content), change.offset
-        while rest:
-            written = os.pwrite(fd, rest, offset)
-            rest, offset = rest[written:], offset + written
-    finally:
-        os.close(fd)
+    return os.open(name, flags, 0o600, dir_fd=parent)
+
+
+def _write_all(fd: int, content: Buffer, offset: int) -> None:
+    rest = memoryview(content)
+    while rest:
+        written = os.pwrite(fd, rest, offset)
+        rest, offset = rest[written:], offset + written
 
 
 def _set_meta(change: FileMeta, name: str, parent: int) -> None:

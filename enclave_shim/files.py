@@ -45,6 +45,7 @@ _KEEPS_INODES = {
 }
 """File systems (`f_type`) where a file has one inode, for the program as for this process."""
 
+_JOINED_BLOCKS = 8  # reading and sending them costs less than another step
 _UNKNOWN = b""  # of a chunk: another than any digest
 
 
@@ -121,6 +122,11 @@ class TravellingFiles:
                 found.append(Blocker("special-file", str(self._own), why))
                 break
         return found
+
+    @property
+    def pending_blocks(self) -> int:
+        """How many blocks of 4096 bytes the program has written into files since the last delta."""
+        return self._written.pending_blocks() if self._written else 0
 
     def delta(self) -> Iterator[Step]:
         """Yield the steps from what was sent before to what is there now; blocks on the disk."""
@@ -305,9 +311,14 @@ def _may_be_patched(fd: int, known: _Known, blocks: NDArray[np.bool_]) -> bool:
 
 
 def _runs(blocks: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """First index and length of every run of true ones."""
+    """First index and length of the runs of true ones; a few false ones between two join them."""
     edges = np.flatnonzero(np.diff(blocks, prepend=False, append=False))
-    return list(zip(edges[::2].tolist(), (edges[1::2] - edges[::2]).tolist(), strict=True))
+    firsts, ends = edges[::2], edges[1::2]
+    if not len(firsts):
+        return []
+    apart = firsts[1:] - ends[:-1] > _JOINED_BLOCKS
+    begins, closes = firsts[np.append(True, apart)], ends[np.append(apart, True)]
+    return list(zip(begins.tolist(), (closes - begins).tolist(), strict=True))
 
 
 def _is_utf8(text: str) -> bool:

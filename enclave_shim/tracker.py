@@ -48,6 +48,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optmigd.enclave_shim import abi
 from optmigd.enclave_shim.arena import Arena, Control, Runs, as_runs, merge_runs, runs_of_pages
@@ -177,10 +178,25 @@ def probe(process: Tracked) -> str:
 def take_marks(marks: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> Runs:
     """Return the marked pages and clear their marks, while the program goes on marking.
 
+    A page that is marked again after its mark was found is read after that was cleared, and so with
+    all that the mark stands for.
+    """
+    marked = _marked(marks)
+    marks[marked] = 0
+    return runs_of_pages(marked)
+
+
+def find_marks(marks: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> Runs:
+    """Return the marked pages."""
+    return runs_of_pages(_marked(marks))
+
+
+def _marked(marks: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> NDArray[np.int64]:
+    """The indexes of what is set.
+
     Nearly all are clear, so whole blocks are looked at first, and in a copy of those that are not,
     words. (A copy, because numpy counts before it collects and refuses an array that changes in
-    between.) A page that is marked again after the copy was taken is read after its mark was
-    cleared, and so with all that the mark stands for.
+    between.)
     """
     whole = len(marks) // BLOCK_MARKS * BLOCK_MARKS if _aligned(marks) else 0
     blocks = marks[:whole].view(np.uint64).reshape(-1, BLOCK_WORDS)
@@ -190,9 +206,7 @@ def take_marks(marks: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> Runs:
     row, column = np.nonzero(words[found].view(np.uint8).reshape(-1, 8))
     block, word = np.divmod(found[row], BLOCK_WORDS)
     rest = np.flatnonzero(marks[whole:].copy()) + whole
-    marked = np.concatenate((some[block] * BLOCK_MARKS + word * 8 + column, rest))
-    marks[marked] = 0
-    return runs_of_pages(marked)
+    return np.concatenate((some[block] * BLOCK_MARKS + word * 8 + column, rest))
 
 
 def _aligned(marks: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> bool:

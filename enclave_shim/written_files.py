@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optmigd.enclave_shim import abi, linux
-from optmigd.enclave_shim.arena import Arena, Control
-from optmigd.enclave_shim.tracker import take_marks
+from optmigd.enclave_shim.arena import Arena, Control, count_pages
+from optmigd.enclave_shim.tracker import find_marks, take_marks
 
 _ANY_INODE = _END = 2**64 - 1
 
@@ -100,6 +100,10 @@ class WrittenFiles:
         linux.full_barrier()
         before, self._under_way = self._under_way, self._read_slots()
         return Written(marks.ravel(), whole, before + self._under_way)
+
+    def pending_blocks(self) -> int:
+        """How many blocks were written since they were last taken."""
+        return count_pages(find_marks(self._ctl.file_marks))
 
     def _read_slots(self) -> list[_UnderWay]:
         state = self._arena.rt_state

@@ -63,7 +63,8 @@ class RoundStats:
         zero_pages: sent as runs.
         bytes: sent on the wire.
         duration_s: seconds from the start of the round to the confirmation of its end.
-        dirty_pages: dirty at its end, so to be sent before the switchover ends.
+        dirty_pages: dirty at its end, so to be sent before the switchover ends; written blocks
+            of files, of 4096 bytes, are among them.
         throttle_permille: how much of its time the program was held back meanwhile.
         hot_pages: how many dirty ones the next round leaves out: they are written all the time.
     """

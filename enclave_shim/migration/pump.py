@@ -143,11 +143,24 @@ class Sender:
         for window in windows(self._share(runs), WINDOW_PAGES):
             self._send_window(window)
 
-    def close_round(self, steps: Iterable[Step], *, last: bool) -> Counts:
-        """Send the changes of files, and close the round that `send_pages` began.
+    def send_files(self, steps: Iterable[Step]) -> None:
+        """Send changes of files as part of the round that `send_pages` began.
 
         Args:
             steps: for this stream alone.
+
+        Raises:
+            ChannelClosed: as for `send_pages`.
+            OSError: a file could not be read.
+
+        """
+        for change, content in steps:
+            self._send(self._sealer.seal_file(change, content, self._out))
+
+    def close_round(self, *, last: bool) -> Counts:
+        """Close the round that `send_pages` began.
+
+        Args:
             last: whether no round follows.
 
         Returns:
@@ -155,12 +168,9 @@ class Sender:
 
         Raises:
             ChannelClosed: as for `send_pages`.
-            OSError: a file could not be read.
 
         """
         sealer = self._sealer
-        for change, content in steps:
-            self._send(sealer.seal_file(change, content, self._out))
         counts = replace(sealer.round_counts)
         self._send(sealer.seal_end(self._out, last=last))
         return counts
@@ -275,6 +285,12 @@ class Receiver:
             ChannelClosed: the stream broke, or was shut down to stop this.
 
         """
+        try:
+            return self._receive_records()
+        finally:
+            self._files.release()
+
+    def _receive_records(self) -> RoundMark | None:
         opener = self._opener
         while self._receive(self._header, may_end=True):
             header = opener.parse_header(self._header)

@@ -61,6 +61,7 @@ class Rounds:
         self.history: list[RoundStats] = []
         self.pending: Runs = NOTHING
         self._holes: Runs = NOTHING
+        self._file_blocks = 0
         self._written: Runs = NOTHING  # since the account of the last round
         self.hot_pages = HotPages(arena.page_count)
         self._arena = arena
@@ -115,6 +116,7 @@ class Rounds:
             return
         collected = self._tracker.collect(parked=parked)
         if not parked:
+            self._file_blocks = self._files.pending_blocks
             self._written = merge_runs(self._written, collected)
         written = merge_runs(self.pending, self._holes, collected)
         if parked and len(self._holes) == 0 and not self._tracker.gave_back:
@@ -147,7 +149,11 @@ class Rounds:
 
     @property
     def dirty_pages(self) -> int:
-        """How many pages would be sent if the program were parked now."""
+        """How many pages, and blocks of files, would be sent if the program were parked now."""
+        return self._memory_pages + self._file_blocks
+
+    @property
+    def _memory_pages(self) -> int:
         return count_pages(self.pending) + count_pages(self._holes)
 
     @property
@@ -170,9 +176,11 @@ class Rounds:
         def send_on(senders: list[Sender]) -> None:
             for sender in senders:
                 sender.send_pages(self.round_no, self.pending, self._holes)
+                if sender is self._senders[0] and self._file_blocks:
+                    sender.send_files(self._files.delta())
 
         await self._on_all_streams(send_on)
-        self.pending, self._holes = hot, NOTHING
+        self.pending, self._holes, self._file_blocks = hot, NOTHING, 0
         self._sent_ahead = True
 
     async def send(self, seal_manifest: Callable[[], bytes] | None = None) -> None:
@@ -202,9 +210,10 @@ class Rounds:
 
         def send_on(senders: list[Sender]) -> None:
             for sender in senders:
-                steps = self._files.delta() if sender is self._senders[0] else iter(())
                 sender.send_pages(round_no, self.pending, self._holes)
-                count = sender.close_round(steps, last=last)
+                if sender is self._senders[0]:
+                    sender.send_files(self._files.delta())
+                count = sender.close_round(last=last)
                 with closed:
                     counts.append(count)
                     all_sent = len(counts) == len(self._senders)
@@ -217,11 +226,11 @@ class Rounds:
             self._sent.add(count)
         self._last_sent = round_no
         self._sent_ahead = False
-        self.pending, self._holes = hot, NOTHING
+        self.pending, self._holes, self._file_blocks = hot, NOTHING, 0
 
     async def _on_all_streams(self, send_on: Callable[[list[Sender]], None]) -> None:
         """Run that for all streams together if there is little to send, or else for each."""
-        pages = self.dirty_pages
+        pages = self._memory_pages
         in_background = not self._parked and pages >= BACKGROUND_PAGES
         together = [self._senders] if self._few(pages) else [[one] for one in self._senders]
         async with trio.open_nursery() as nursery:

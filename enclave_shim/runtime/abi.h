@@ -31,7 +31,7 @@ typedef long i64;
 #define FILE_WHOLE_MARKS 4096ul
 #define FILE_MARKS_FACTOR 0x9e3779b97f4a7c15ul
 #define FILE_MARKS_SHIFT 44
-#define FILE_BLOCK_BYTES (64ul << 10)
+#define FILE_BLOCK_BYTES 4096ul
 #define CTL_HEADER_BYTES (LAUNCH_BYTES + FILE_MARKS + FILE_WHOLE_MARKS)
 #define MARKS_BASE (CTL_BASE + CTL_HEADER_BYTES) /* one byte per arena page: 1 = dirty */
 /* The same marks for a program built with --tracker=compiler: the byte for the page of address a is at

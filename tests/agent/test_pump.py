@@ -86,7 +86,8 @@ def send_round(
     last: bool = False,
 ) -> None:
     sender.send_pages(round_no, runs, holes)
-    sender.close_round(steps, last=last)
+    sender.send_files(steps)
+    sender.close_round(last=last)
 
 
 @dataclass
@@ -229,7 +230,7 @@ def test_a_page_may_come_twice_in_a_round_and_its_last_content_counts(tmp_path: 
         again = runs_of_pages(np.r_[300:600, 700:1500])
         for sender in link.senders:
             sender.send_pages(0, again, NOTHING)
-            sender.close_round((), last=False)
+            sender.close_round(last=False)
         for _ in link.senders:
             assert link.arrived.acquire(timeout=10)
         assert np.array_equal(link.destination.pages[:1500], arena.pages[:1500])

@@ -127,10 +127,12 @@ class Recorder:
         self.sent.append(pages_of_runs(runs).tolist())
         self.threads.append(threading.get_ident())
 
-    def close_round(self, steps: Iterable[object], *, last: bool) -> Counts:
+    def send_files(self, steps: Iterable[object]) -> None:
+        self.file_steps += len(list(steps))
+
+    def close_round(self, *, last: bool) -> Counts:
         self.rounds_closed += 1
         self.closed = last
-        self.file_steps += len(list(steps))
         return Counts(bytes=self._sent_bytes)
 
 

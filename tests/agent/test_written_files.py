@@ -93,11 +93,12 @@ def spans(steps: list[FileMeta]) -> list[int]:
 
 
 def test_only_what_was_written_is_sent(trip: Trip) -> None:
-    trip.write("a", 0, os.urandom(20 * BLOCK + 5))
+    trip.write("a", 0, os.urandom(60 * BLOCK + 5))
     trip.send()
     trip.write("a", 3 * BLOCK - 1, b"two blocks")
-    trip.write("a", 9 * BLOCK, os.urandom(3 * BLOCK))
-    assert spans(trip.send()) == [2 * BLOCK, 9 * BLOCK, 11 * BLOCK]
+    trip.write("a", 29 * BLOCK, os.urandom(3 * BLOCK))
+    trip.write("a", 37 * BLOCK, b"so close that they are sent together")
+    assert spans(trip.send()) == [2 * BLOCK, *range(29 * BLOCK, 38 * BLOCK, CHUNK)]
     assert tree(trip.copy) == tree(trip.own)
     assert trip.send() == []
 

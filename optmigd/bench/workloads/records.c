@@ -2,7 +2,7 @@
  * the kernel. Records of 512 bytes are read and changed at random places of a table file, each change is
  * appended to a log file first, and now and then the log is closed, renamed and begun anew.
  *
- * usage: records TABLE_MIB OPERATIONS
+ * usage: records TABLE_MIB OPERATIONS [PER_SECOND]
  * Ends with status 3 if a record is not what was written. */
 #include <fcntl.h>
 #include <stdint.h>
@@ -52,6 +52,7 @@ static int begin_log(void) {
 int main(int argc, char **argv) {
   uint64_t table_mib = argc > 1 ? strtoull(argv[1], NULL, 0) : 64;
   uint64_t operations = argc > 2 ? strtoull(argv[2], NULL, 0) : 1000000;
+  double per_second = argc > 3 ? strtod(argv[3], NULL) : 0; /* 0: as fast as it can */
   uint64_t count = (table_mib << 20) / RECORD, record[WORDS], wanted[WORDS], digest = 0, logged = 0;
   int table = open("records.table", O_RDWR | O_CREAT | O_TRUNC, 0600);
   must(table >= 0, "records.table");
@@ -64,6 +65,8 @@ int main(int argc, char **argv) {
   fflush(stdout);
   double begin = seconds();
   for (uint64_t i = 0; i < operations; i++) {
+    if (per_second > 0 && (double)i > (seconds() - begin) * per_second)
+      nanosleep(&(struct timespec){0, 1000000}, NULL);
     uint64_t number = mix(i + 1) % count;
     off_t at = (off_t)(number * RECORD);
     must(pread(table, record, RECORD, at) == RECORD, "pread");
