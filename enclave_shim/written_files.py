@@ -18,6 +18,7 @@ from optmigd.enclave_shim.arena import Arena, Control, count_pages
 from optmigd.enclave_shim.tracker import find_marks, take_marks
 
 _ANY_INODE = _END = 2**64 - 1
+_NO_MARKS = np.zeros((2, abi.FILE_MARKS), dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,11 @@ class WrittenFiles:
 
     def take(self) -> Written:
         """Return what was written since the last call, or since before `watch`."""
-        marks = np.zeros((2, abi.FILE_MARKS), dtype=np.bool_)
-        for first, count in take_marks(self._ctl.file_marks).tolist():
-            marks[:, first : first + count] = True
+        marks = _NO_MARKS
+        if len(runs := take_marks(self._ctl.file_marks)):
+            marks = np.zeros_like(_NO_MARKS)
+            for first, count in runs.tolist():
+                marks[:, first : first + count] = True
         whole = self._ctl.file_whole_marks != 0
         self._ctl.file_whole_marks[whole] = 0
         linux.full_barrier()
