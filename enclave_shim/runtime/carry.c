@@ -117,8 +117,7 @@ static i64 restore_fd(u32 fd, i32 *first) {
   }
   if (IS_ERR(opened))
     return opened;
-  o->pins = o->kind < OFD_BLOCKER && rt_pins((u64)opened, o->flags);
-  o->inode = o->kind < OFD_DEVICE ? rt_file_inode((u64)opened, o->flags) : 0;
+  rt_ofd_look_at(o, (u64)opened);
   first[ofd] = (i32)fd;
   i64 r = place(opened, fd);
   raw1(__NR_close, opened);

@@ -41,6 +41,11 @@ static void bind_fd(u64 fd, u32 ofd, u32 cloexec) {
   RT->ofds[ofd].refs++;
 }
 
+void rt_ofd_look_at(struct rt_ofd *o, u64 fd) {
+  o->pins = o->kind < OFD_BLOCKER && rt_pins(fd, o->flags);
+  o->inode = o->kind < OFD_DEVICE ? rt_file_inode(fd, o->flags) : 0;
+}
+
 i64 rt_new_ofd(struct call *c, u64 fd, u32 kind, u32 flags, const char *path) {
   if (fd >= RESERVED_FD_FIRST) {
     raw1(__NR_close, fd);
@@ -53,8 +58,7 @@ i64 rt_new_ofd(struct call *c, u64 fd, u32 kind, u32 flags, const char *path) {
     o->kind = kind;
     o->flags = flags & ~(u32)(O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC);
     o->blocker = 0;
-    o->pins = kind < OFD_BLOCKER && rt_pins(fd, flags);
-    o->inode = kind < OFD_DEVICE ? rt_file_inode(fd, flags) : 0;
+    rt_ofd_look_at(o, fd);
     o->offset = 0;
     set_path(o, path);
     rt_fill(&o->object, 0, sizeof o->object);

@@ -186,7 +186,7 @@ static u64 size_by_pointer(u64 at) {
 }
 
 static void mark_iovecs(struct rt_thread *t, u64 vector, u64 count) {
-  if (count > 1024 || !readable(vector, count * sizeof(struct rt_vector)))
+  if (count > RT_MAX_VECTORS || !readable(vector, count * sizeof(struct rt_vector)))
     return;
   const struct rt_vector *v = (const struct rt_vector *)vector;
   u64 low = ~0ul, high = 0;

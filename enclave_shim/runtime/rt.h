@@ -246,6 +246,7 @@ void rt_note_outside_write(const struct rt_path *p);
 void rt_files_init(void);
 int rt_fd_ok(u64 fd);
 struct rt_ofd *rt_ofd_of(u64 fd);
+void rt_ofd_look_at(struct rt_ofd *o, u64 fd); /* what is known of a file on this host alone */
 i64 rt_new_ofd(struct call *c, u64 fd, u32 kind, u32 flags, const char *path);
 i64 rt_fd_new_blocker(struct call *c);
 void rt_ofds_renamed(const struct rt_path *from, const struct rt_path *to);

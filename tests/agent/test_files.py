@@ -16,6 +16,15 @@ from optmigd.protocol.records import FileMeta
 CHUNK = 4096
 
 
+def bring_up_to_date(files: TravellingFiles, receiver: FileReceiver) -> list[FileMeta]:
+    """Apply what differs; the steps it took."""
+    steps = []
+    for change, content in files.delta():
+        receiver.apply(change, content)
+        steps.append(change)
+    return steps
+
+
 class Trip:
     """A source directory, its copy, and the machinery between."""
 
@@ -30,11 +39,7 @@ class Trip:
 
     def send(self) -> list[FileMeta]:
         """Bring the copy up to date; the steps it took."""
-        steps = []
-        for change, content in self.files.delta():
-            self.receiver.apply(change, content)
-            steps.append(change)
-        return steps
+        return bring_up_to_date(self.files, self.receiver)
 
 
 def tree(root: Path) -> dict[str, object]:

@@ -13,7 +13,7 @@ from optmigd.enclave_shim.file_receiver import FileReceiver
 from optmigd.enclave_shim.files import TravellingFiles
 from optmigd.enclave_shim.written_files import WrittenFiles
 from optmigd.protocol.records import FileMeta
-from tests.agent.test_files import tree
+from tests.agent.test_files import bring_up_to_date, tree
 
 ARENA_BYTES = 16 << 20
 BLOCK = abi.FILE_BLOCK_BYTES
@@ -63,11 +63,7 @@ class Trip:
 
     def send(self) -> list[FileMeta]:
         """Bring the copy up to date; return the steps that it took."""
-        steps = []
-        for change, content in self.files.delta():
-            self.receiver.apply(change, content)
-            steps.append(change)
-        return steps
+        return bring_up_to_date(self.files, self.receiver)
 
     def write(self, name: str, start: int, content: bytes) -> None:
         """Do as the program does; where it appends, without a mark."""
