@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from optmigd.bench.hosts import Host, two_hosts
+from optmigd.bench.hosts import Host, two_hosts, wait_until_filled
 from optmigd.bench.moves import MODES
 from optmigd.bench.options import tracker_option
 from optmigd.bench.programs import build_workload
@@ -35,9 +35,7 @@ def move_to_and_fro(
         args=(str(table_mib), FOR_EVER, str(rate)),
         tracker=tracker,
     )
-    for piece in here.client.logs(enclave, follow=True):
-        if b"filled" in piece:
-            break
+    wait_until_filled(here, enclave)
     moves = []
     for _ in range(repeats):
         for mode in MODES:

@@ -155,3 +155,10 @@ def two_hosts(*, prefix: Sequence[str] = ()) -> Iterator[tuple[Host, Host, Path]
             cleanup.callback(stop_host, hosts[-1])
         introduce(hosts)
         yield hosts[0], hosts[1], folder
+
+
+def wait_until_filled(host: Host, enclave: str) -> None:
+    """Wait for the line by which a program says that its working set is there."""
+    for piece in host.client.logs(enclave, follow=True):
+        if b"filled" in piece:
+            return

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
-from optmigd.bench.hosts import Host, two_hosts
+from optmigd.bench.hosts import Host, two_hosts, wait_until_filled
 from optmigd.bench.options import tracker_option
 from optmigd.bench.programs import build_workload
 from optmigd.requests import Tracker
@@ -67,9 +67,7 @@ def move_to_and_fro(
         args=tuple(map(str, (size_mib, rate_mb_s, 100_000))),
         tracker=tracker,
     )
-    for piece in here.client.logs(enclave, follow=True):
-        if b"filled" in piece:
-            break
+    wait_until_filled(here, enclave)
     moves = []
     for _ in range(repeats):
         moves.append(dict(here.client.migrate(enclave, there.name)))

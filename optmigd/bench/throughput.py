@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from optmigd.bench.hosts import Host, two_hosts
+from optmigd.bench.hosts import Host, two_hosts, wait_until_filled
 from optmigd.bench.plain_copy import PlainCopy, best_of, plain_copies
 from optmigd.bench.programs import build_workload
 from optmigd.requests import Mode
@@ -145,9 +145,7 @@ def measure(
         memory_bytes=(size_mib << 20) + ARENA_OVERHEAD_BYTES,
         args=(str(size_mib), "0", "100000", "uniform", content),
     )
-    for piece in here.client.logs(enclave, follow=True):
-        if b"filled" in piece:
-            break
+    wait_until_filled(here, enclave)
     turns: list[list[tuple[Mode, int]]] = [[("precopy", count)] for count in streams]
     turns[0].append(("stop-and-copy", 1))  # always beside the live move that it is compared with
     copies: list[PlainCopy] = []

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from optmigd.bench.hosts import two_hosts
+from optmigd.bench.hosts import two_hosts, wait_until_filled
 from optmigd.bench.options import tracker_option
 from optmigd.bench.programs import build_workload
 from optmigd.bench.writer_record import Interval, read_record, whole_lines
@@ -90,9 +90,7 @@ def measure(
             shared=(str(record),),
             tracker=tracker,
         )
-        for piece in alpha.client.logs("writer", follow=True):
-            if b"filled" in piece:
-                break
+        wait_until_filled(alpha, "writer")
         first_write_s = time.monotonic()
         marks: list[Mark] = []
 
