@@ -51,6 +51,16 @@ def _groups(text: str) -> tuple[str, ...]:
     return groups
 
 
+def _programs(text: str) -> tuple[str, ...]:
+    programs = tuple(text.split(","))
+    unknown = set(programs) - set(FULL.suite)
+    if unknown:
+        raise click.BadParameter(
+            f"expected some of {', '.join(FULL.suite)}; found {', '.join(sorted(unknown))}"
+        )
+    return programs
+
+
 @click.command(cls=ControlCommand)
 @click.option("--quick", is_flag=True, help="A small matrix, about three minutes.")
 @click.option("--sizes", type=_sizes, metavar="SIZE,…", help="Enclave sizes, such as 512MiB,4GiB.")
@@ -59,6 +69,7 @@ def _groups(text: str) -> tuple[str, ...]:
 @click.option("--base-size", type=_sizes, metavar="SIZE", help="Size where rates are varied.")
 @click.option("--repeats", type=click.IntRange(1, 1000), help="Moves in each mode.")
 @click.option("--only", type=_groups, default=",".join(GROUPS), help=", ".join(GROUPS) + ".")
+@click.option("--programs", type=_programs, metavar="NAME,…", help="Which ones of the suite.")
 @tracker_option
 @click.option("--enclaves", type=click.IntRange(2, 64), help="How many at once.")
 @click.option(
@@ -80,6 +91,7 @@ def bench(
     base_size: tuple[int, ...] | None,
     repeats: int | None,
     only: tuple[str, ...],
+    programs: tuple[str, ...] | None,
     tracker: Tracker,
     enclaves: int | None,
     output: Path,
@@ -109,7 +121,7 @@ def bench(
         rates_mb_s=rates or choice.rates_mb_s,
         streams=streams or choice.streams,
         base_mib=base_size[0] if base_size else choice.base_mib,
-        suite=choice.suite,
+        suite=programs or choice.suite,
         suite_large=choice.suite_large,
         many=ManyCell(enclaves or many.enclaves, many.size_mib, many.rate_mb_s, 1),
         tracker=tracker,

@@ -108,6 +108,7 @@ def test_wrong_options_and_the_schema(tmp_path: Path, capsys: pytest.CaptureFixt
         ("--rates", "-1"),
         ("--streams", "0"),
         ("--only", "all"),
+        ("--programs", "writer-uniform"),
     ):
         assert run(ctl, "optmigctl", ["bench", "--output", output, *wrong]) == 2
     assert not (tmp_path / "out").exists()

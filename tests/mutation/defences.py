@@ -280,7 +280,7 @@ DEFENCES = (
         "enclave_shim/runtime/pinned.c",
         "    if (bytes)\n      rt_write_again(",
         "    if (!bytes)\n      rt_write_again(",
-        "tests/migration/test_uncached.py::test_what_a_disk_reads_straight_into_memory_arrives[kernel-10]",
+        "tests/tracking/test_uncached.py::test_a_copy_of_what_is_collected_is_the_memory",
     ),
     Defence(
         "a write into a file that was under way when the file was looked at counts once more",
