@@ -44,6 +44,11 @@ CONNECTION_LOST: Event = {"event": "connection_lost", "params": {}}
 class AgentConnectionLost(ChannelClosed):
     """The connection to the shim agent broke; it may have crashed, and its next says so."""
 
+    def __init__(self) -> None:
+        super().__init__(
+            "the connection to the shim agent was lost: it may have crashed, see its agent.log"
+        )
+
 
 class Agent:
     """One shim agent: `run` in a nursery, then `request`, `notify` and `subscribe`."""

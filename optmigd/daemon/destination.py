@@ -260,7 +260,7 @@ class Arrival:
         told = False
         async for event in self._agent_events():
             if event is CONNECTION_LOST:
-                raise AgentConnectionLost("the connection to the shim agent was lost")
+                raise AgentConnectionLost()
             await self._take(event)
             if event["event"] == "session":
                 await self._host.turns.let_pass(self._row.migration_id)

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from optmigd.config import Peer
+from optmigd.daemon.agents import AgentConnectionLost
 from optmigd.daemon.asking import ask
 from optmigd.daemon.destination import Arrival
 from optmigd.daemon.host import Host, now_s
@@ -42,6 +43,7 @@ REPORT_TIMEOUT_S = 30.0
 """How long the agent may take from running the program to its report."""
 RESUMED_TIMEOUT_S = 15.0
 LINGER_S = 10.0
+ABORT_SEND_TIMEOUT_S = 1.0
 RESOLVE_FIRST_S = 0.2
 RESOLVE_LAST_S = 30.0
 
@@ -246,18 +248,23 @@ class IncomingMigration:
             with trio.move_on_after(LINGER_S):
                 while True:
                     await link.receive()
+        except AgentConnectionLost as error:
+            # No longer than that: the source may have released, and the agent may have an answer.
+            with trio.move_on_after(ABORT_SEND_TIMEOUT_S):
+                await self._say_abort(link, error, linger_s=0)
+            return error
         except ChannelClosed as error:
             return error
         except OptmigError as error:
             if not self._arrival.aborted:
-                await self._say_abort(link, error)
+                await self._say_abort(link, error, linger_s=LINGER_S)
             return error
         return None
 
-    async def _say_abort(self, link: Link, error: OptmigError) -> None:
+    async def _say_abort(self, link: Link, error: OptmigError, *, linger_s: float) -> None:
         try:
             await link.send(Abort(error.code[:64], error.message[:1000]))
-            with trio.move_on_after(LINGER_S):
+            with trio.move_on_after(linger_s):
                 while True:
                     await link.receive()
         except OptmigError as failure:

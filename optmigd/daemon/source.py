@@ -314,7 +314,7 @@ class Attempt:
     async def _relay_from_agent(self, link: Link, relay: trio.CancelScope) -> None:
         async for event in self._agent_events():
             if event is CONNECTION_LOST:
-                raise AgentConnectionLost("the connection to the shim agent was lost")
+                raise AgentConnectionLost()
             self._take(event)
             if event["event"] == "session":
                 await self._host.turns.let_pass(self.migration_id)
@@ -332,8 +332,10 @@ class Attempt:
                 params = {"migration_id": self.migration_id, "payload": message.payload}
                 await agent.notify("session", params)
             elif isinstance(message, Abort):
-                await trio.sleep(ABORT_GRACE_S)
-                raise refusal(message, self._peer)
+                error = refusal(message, self._peer)
+                if not isinstance(error, ChannelClosed):  # it lost its shim, and ours knows no more
+                    await trio.sleep(ABORT_GRACE_S)
+                raise error
             elif isinstance(message, Finished):
                 await trio.sleep(FINISHED_GRACE_S)
                 raise MigrationFailed(

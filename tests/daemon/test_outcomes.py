@@ -60,7 +60,7 @@ def test_what_the_agent_says_counts_where_the_daemon_knows_of_nothing() -> None:
 
 @pytest.mark.parametrize(("outcome", "code"), [("failed", "cancelled"), ("cancelled", "failed")])
 def test_an_agent_after_one_that_crashed_knows_better(outcome: str, code: str) -> None:
-    error = why(AgentConnectionLost("lost"), ended={"outcome": outcome, "error": REPORTED})
+    error = why(AgentConnectionLost(), ended={"outcome": outcome, "error": REPORTED})
     assert error is not None
     assert error.code == code
 
