@@ -1,7 +1,7 @@
 /* Reads a file past the page cache (O_DIRECT): the disk writes straight into the program's memory, some
  * time after the call has begun. Every buffer is looked at before it is read into again.
- * usage: uncached [UNTIL_FILE]; reads twenty times, or until that file exists; prints how many pages
- * were not as they were read. */
+ * usage: uncached [UNTIL_FILE]; reads twenty times, or until that file exists; prints `reading` when
+ * it begins, and how many pages were not as they were read. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
@@ -57,6 +57,8 @@ int main(int argc, char **argv) {
     return 4;
   for (int i = 0; i < BUFFERS; i++)
     held[i] = NOTHING;
+  puts("reading");
+  fflush(stdout);
   for (long i = 0; i < 20 || (argc > 1 && access(argv[1], F_OK)); i++) {
     x ^= x << 13;
     x ^= x >> 7;
