@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -41,24 +42,19 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _groups(text: str) -> tuple[str, ...]:
-    groups = tuple(text.split(","))
-    unknown = set(groups) - set(GROUPS)
-    if unknown:
-        raise click.BadParameter(
-            f"expected some of {', '.join(GROUPS)}; found {', '.join(sorted(unknown))}"
-        )
-    return groups
+def _some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """A parser of names out of those that are known, separated by commas."""
 
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        unknown = set(names) - set(known)
+        if unknown:
+            raise click.BadParameter(
+                f"expected some of {', '.join(known)}; found {', '.join(sorted(unknown))}"
+            )
+        return names
 
-def _programs(text: str) -> tuple[str, ...]:
-    programs = tuple(text.split(","))
-    unknown = set(programs) - set(FULL.suite)
-    if unknown:
-        raise click.BadParameter(
-            f"expected some of {', '.join(FULL.suite)}; found {', '.join(sorted(unknown))}"
-        )
-    return programs
+    return parse
 
 
 @click.command(cls=ControlCommand)
@@ -68,8 +64,16 @@ def _programs(text: str) -> tuple[str, ...]:
 @click.option("--streams", type=_numbers, metavar="N,…", help="Numbers of data streams.")
 @click.option("--base-size", type=_sizes, metavar="SIZE", help="Size where rates are varied.")
 @click.option("--repeats", type=click.IntRange(1, 1000), help="Moves in each mode.")
-@click.option("--only", type=_groups, default=",".join(GROUPS), help=", ".join(GROUPS) + ".")
-@click.option("--programs", type=_programs, metavar="NAME,…", help="Which ones of the suite.")
+@click.option(
+    "--only",
+    type=_some_of(GROUPS),
+    default=",".join(GROUPS),
+    metavar="PART,…",
+    help=", ".join(GROUPS) + ".",
+)
+@click.option(
+    "--programs", type=_some_of(FULL.suite), metavar="NAME,…", help="Which ones of the suite."
+)
 @tracker_option
 @click.option("--enclaves", type=click.IntRange(2, 64), help="How many at once.")
 @click.option(

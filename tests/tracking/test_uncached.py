@@ -56,10 +56,13 @@ async def test_a_copy_of_what_is_collected_is_the_memory(
         while b"reading" not in how.output.read_bytes():  # noqa: ASYNC110 (no event tells of it)
             await trio.sleep(0.01)
         tracker = KernelTracker(process, arena)
-        tracker.arm()
-        take(arena.resident_runs())
-        for _ in range(LOOKS):
-            await look(process, tracker)
+        try:
+            tracker.arm()
+            take(arena.resident_runs())
+            for _ in range(LOOKS):
+                await look(process, tracker)
+        finally:
+            tracker.disarm()
 
     with keeper_in(tmp_path) as keeper:
         image = load(str(program("uncached").image))
